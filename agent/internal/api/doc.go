@@ -1,0 +1,5 @@
+// Package api is how programs talk to a running agent: HTTP and JSON over a unix socket.
+//
+// It declares the reports that it hands out and the Backend that it asks for them; the agent
+// implements the Backend. Nothing here knows how a unit is judged or served.
+package api

@@ -1,0 +1,180 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// State is what became of a unit.
+type State string
+
+const (
+	// Applied: all of the unit's newest content is in force.
+	Applied State = "applied"
+	// Pending: valid, but something it needs is not there yet; it takes effect by itself.
+	Pending State = "pending"
+	// Rejected: invalid or in conflict; the last good content, if any, stays in force.
+	Rejected State = "rejected"
+)
+
+// ErrUnknown is returned for a subject, path or unit that nothing is known of.
+var ErrUnknown = errors.New("unknown")
+
+// Backend is what the API needs of the agent. All methods are safe for concurrent use and none
+// of them waits for another one's caller.
+type Backend interface {
+	Status(ctx context.Context) Status
+	Networks(ctx context.Context) []Network
+	VMs(ctx context.Context) []VM
+	// Explain finds a guest by VM name, MAC or address and returns ErrUnknown where there is none.
+	Explain(ctx context.Context, subject string) (Explanation, error)
+	// Wait returns once all that was in the drop directory at the call has been judged, or what
+	// is at the given paths, which are absolute or relative to the drop directory. When ctx ends
+	// first, the result lists what is still open and the error is ctx's.
+	Wait(ctx context.Context, paths []string) (WaitResult, error)
+}
+
+// Fault is one thing that is wrong with a unit. Line and Column count from 1; 0 is unknown.
+type Fault struct {
+	File   string `json:"file,omitempty" yaml:"file,omitempty"` // relative to the drop directory
+	Line   int    `json:"line,omitempty" yaml:"line,omitempty"`
+	Column int    `json:"column,omitempty" yaml:"column,omitempty"`
+	What   string `json:"what" yaml:"what"`
+}
+
+// Unit is the state of one unit: a network's file or a VM's folder.
+type Unit struct {
+	Unit    string    `json:"unit" yaml:"unit"` // networks/guest-1.yaml, vms/i-2-34-VM
+	State   State     `json:"state" yaml:"state"`
+	InForce bool      `json:"in_force" yaml:"in_force"` // some content of it, perhaps an older one, is in force
+	Since   time.Time `json:"since" yaml:"since"`       // of this state
+	Reasons []Fault   `json:"reasons,omitempty" yaml:"reasons,omitempty"`
+	Notes   []string  `json:"notes,omitempty" yaml:"notes,omitempty"` // worth knowing, no fault: files that are not read
+}
+
+// Status is the daemon at a glance.
+type Status struct {
+	Version  string          `json:"version" yaml:"version"`
+	Started  time.Time       `json:"started" yaml:"started"`
+	DropDir  string          `json:"drop_dir" yaml:"drop_dir"`
+	Config   ConfigStatus    `json:"config" yaml:"config"`
+	Networks map[State]int   `json:"networks" yaml:"networks"`
+	VMs      map[State]int   `json:"vms" yaml:"vms"`
+	Watch    WatchStatus     `json:"watch" yaml:"watch"`
+	Units    []Unit          `json:"units,omitempty" yaml:"units,omitempty"`   // those that are pending, rejected or have notes
+	Faults   []string        `json:"faults,omitempty" yaml:"faults,omitempty"` // of the daemon itself: disk full, a port taken
+	Powers   map[string]bool `json:"powers" yaml:"powers"`                     // net_admin, net_raw, net_bind_service, lease
+}
+
+// ConfigStatus tells which configuration is in force.
+type ConfigStatus struct {
+	Files  []string  `json:"files" yaml:"files"`
+	Loaded time.Time `json:"loaded" yaml:"loaded"`
+	// Faults of the newest files on disk, if they could not be put in force.
+	Faults []Fault `json:"faults,omitempty" yaml:"faults,omitempty"`
+	// Restart lists changed keys that take effect at the next start only.
+	Restart []string `json:"restart,omitempty" yaml:"restart,omitempty"`
+}
+
+// WatchStatus tells how changes of the drop directory are noticed.
+type WatchStatus struct {
+	Watched   int `json:"watched" yaml:"watched"`     // folders with a watch
+	Unwatched int `json:"unwatched" yaml:"unwatched"` // folders scanned each second, for want of watches
+	// Unsettled units have a file that someone holds open for writing.
+	Unsettled []string `json:"unsettled,omitempty" yaml:"unsettled,omitempty"`
+	// QuietTime is true where the file system has no leases, so that only a second without a
+	// change tells that a file is complete.
+	QuietTime bool `json:"quiet_time,omitempty" yaml:"quiet_time,omitempty"`
+}
+
+// Network is a guest network and how it is served.
+type Network struct {
+	Unit      `yaml:",inline"`
+	Name      string `json:"name" yaml:"name"`
+	Device    string `json:"device,omitempty" yaml:"device,omitempty"`
+	Subnet    string `json:"subnet,omitempty" yaml:"subnet,omitempty"`
+	Gateway   string `json:"gateway,omitempty" yaml:"gateway,omitempty"`
+	Serving   string `json:"serving,omitempty" yaml:"serving,omitempty"` // the serving address
+	Standby   bool   `json:"standby" yaml:"standby"`                     // applied, but its address is not on the device
+	Guests    int    `json:"guests" yaml:"guests"`                       // NICs in force
+	PoolTotal int    `json:"pool_total,omitempty" yaml:"pool_total,omitempty"`
+	PoolUsed  int    `json:"pool_used,omitempty" yaml:"pool_used,omitempty"`
+}
+
+// VM is a VM in force or wanted.
+type VM struct {
+	Unit     `yaml:",inline"`
+	Name     string `json:"name" yaml:"name"`
+	Hostname string `json:"hostname,omitempty" yaml:"hostname,omitempty"`
+	NICs     []NIC  `json:"nics" yaml:"nics"`
+}
+
+// NIC is one NIC of a VM.
+type NIC struct {
+	Network  string     `json:"network" yaml:"network"`
+	MAC      string     `json:"mac,omitempty" yaml:"mac,omitempty"`
+	IPv4     string     `json:"ipv4" yaml:"ipv4"`
+	Default  bool       `json:"default" yaml:"default"`
+	Served   bool       `json:"served" yaml:"served"` // its network is applied and not standing by
+	LastSeen *time.Time `json:"last_seen,omitempty" yaml:"last_seen,omitempty"`
+	Why      string     `json:"why,omitempty" yaml:"why,omitempty"` // not served: why
+}
+
+// Explanation tells why a guest gets what it gets.
+type Explanation struct {
+	Subject string `json:"subject" yaml:"subject"`
+	// Answer is one or two sentences: does the guest get an address and its data, and if not, why not.
+	Answer string `json:"answer" yaml:"answer"`
+	// Next is what to do about it; empty where nothing is wrong.
+	Next      string            `json:"next,omitempty" yaml:"next,omitempty"`
+	VM        *VM               `json:"vm,omitempty" yaml:"vm,omitempty"`
+	Networks  []Network         `json:"networks,omitempty" yaml:"networks,omitempty"`
+	Files     []FileInfo        `json:"files,omitempty" yaml:"files,omitempty"`
+	Served    []ServedEntry     `json:"served,omitempty" yaml:"served,omitempty"`
+	DHCP      []DHCPExchange    `json:"dhcp,omitempty" yaml:"dhcp,omitempty"`         // newest first
+	Requests  []MetadataRequest `json:"requests,omitempty" yaml:"requests,omitempty"` // newest first
+	Obstacles []string          `json:"obstacles,omitempty" yaml:"obstacles,omitempty"`
+}
+
+// FileInfo is one file of a unit as it lies in the drop directory.
+type FileInfo struct {
+	Path     string    `json:"path" yaml:"path"`
+	Size     int64     `json:"size" yaml:"size"`
+	Modified time.Time `json:"modified" yaml:"modified"`
+}
+
+// ServedEntry is one metadata name with its value, or the size of user data (never a password).
+type ServedEntry struct {
+	NIC   string `json:"nic" yaml:"nic"` // the address it is served to
+	Name  string `json:"name" yaml:"name"`
+	Value string `json:"value,omitempty" yaml:"value,omitempty"`
+	Size  int64  `json:"size" yaml:"size"`
+}
+
+// DHCPExchange is one message of a guest and what it was answered.
+type DHCPExchange struct {
+	Time    time.Time `json:"time" yaml:"time"`
+	Network string    `json:"network,omitempty" yaml:"network,omitempty"`
+	Device  string    `json:"device,omitempty" yaml:"device,omitempty"`
+	MAC     string    `json:"mac" yaml:"mac"`
+	Message string    `json:"message" yaml:"message"` // DISCOVER, REQUEST (SELECTING), ...
+	Answer  string    `json:"answer" yaml:"answer"`   // OFFER, ACK, NAK, none
+	Address string    `json:"address,omitempty" yaml:"address,omitempty"`
+	Why     string    `json:"why,omitempty" yaml:"why,omitempty"` // of a NAK or a silence
+}
+
+// MetadataRequest is one request of a guest to the metadata or password server.
+type MetadataRequest struct {
+	Time   time.Time `json:"time" yaml:"time"`
+	Path   string    `json:"path" yaml:"path"`
+	Status int       `json:"status" yaml:"status"`
+	Why    string    `json:"why,omitempty" yaml:"why,omitempty"`
+}
+
+// WaitResult is what became of the units that a wait was for.
+type WaitResult struct {
+	State     State    `json:"state" yaml:"state"`                             // the worst of them: rejected, then pending, then applied
+	Units     []Unit   `json:"units,omitempty" yaml:"units,omitempty"`         // those that are not applied
+	Unsettled []string `json:"unsettled,omitempty" yaml:"unsettled,omitempty"` // still open when the time was over
+}
