@@ -1,0 +1,457 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// Options are what a Server is made with. The zero value is a server on ports 80 and 8080 without
+// limits and without passwords.
+type Options struct {
+	Logger *slog.Logger // nil discards
+
+	// TokenKey signs session tokens. It is 32 random bytes that are kept for as long as tokens are
+	// to stay valid; empty: the server makes a key of its own.
+	TokenKey []byte
+	// Passwords are what the password server gives out; nil: it has none and says so.
+	Passwords Passwords
+
+	Limits Limits
+	Hosts  []string // further Host names to answer to
+
+	MetadataPort uint16 // 0: 80
+	PasswordPort uint16 // 0: 8080
+}
+
+// Device is a network device of the router on which guests are served.
+type Device struct {
+	Index int
+	Name  string // for the log: the index tells one device from another
+	// Networks are served here now: their serving address is on the device.
+	Networks []string
+	// Listen are the addresses to answer on: the serving addresses, and 169.254.169.254 where a
+	// network asks for it.
+	Listen []netip.Addr
+}
+
+// Server serves what is in a Table on the guest devices. All methods are safe for concurrent use.
+type Server struct {
+	table     *Table
+	log       *slog.Logger
+	tokens    *tokens
+	passwords Passwords
+	ports     map[service]uint16
+	limits    atomic.Pointer[Limits]
+	hosts     atomic.Pointer[[]string]
+	http      map[service]*fasthttp.Server
+
+	stopped  context.Context // ends when connections are to end
+	stop     context.CancelFunc
+	running  sync.WaitGroup // accept loops, connections, answers to requests that waited
+	openings chan struct{}  // holds one element while addresses are to be tried again
+
+	mu      sync.Mutex
+	closed  bool
+	devices []Device
+	open    map[place]*listener
+	faults  map[place]error
+}
+
+// service is one of the two that are served on each address.
+type service string
+
+const (
+	metadataService service = "metadata"
+	passwordService service = "password"
+)
+
+// place is where a listener listens.
+type place struct {
+	device  int // index
+	address netip.Addr
+	service service
+}
+
+// listener accepts the connections to one place.
+type listener struct {
+	net.Listener
+	place     place
+	device    atomic.Pointer[Device]
+	strangers *strangers
+
+	mu    sync.Mutex
+	ended bool
+	conns map[*conn]struct{}
+}
+
+// Time-outs of a connection. A request has to be there within readTimeout of its first byte, or of
+// the opening of its connection, and the client has to have taken the answer within writeTimeout.
+const (
+	readTimeout  = 10 * time.Second
+	writeTimeout = 30 * time.Second
+	idleTimeout  = 30 * time.Second
+	stopTimeout  = 2 * time.Second // for requests in progress when the server stops
+
+	maxHeader = 4096 // bytes of a request line and its fields together
+	maxBody   = 1024 // bytes of a request's body; no request here has a use for one
+
+	retryOpening = time.Second
+)
+
+// NewServer returns a server without devices. It serves what is in the table from SetDevices on,
+// and Run has to be called for it to end well, try failed addresses again and answer requests that
+// wait.
+func NewServer(t *Table, o Options) *Server {
+	s := &Server{
+		table:     t,
+		log:       o.Logger,
+		tokens:    newTokens(o.TokenKey),
+		passwords: o.Passwords,
+		ports:     map[service]uint16{metadataService: 80, passwordService: 8080},
+		openings:  make(chan struct{}, 1),
+		open:      make(map[place]*listener),
+		faults:    make(map[place]error),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if o.MetadataPort != 0 {
+		s.ports[metadataService] = o.MetadataPort
+	}
+	if o.PasswordPort != 0 {
+		s.ports[passwordService] = o.PasswordPort
+	}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.SetLimits(o.Limits)
+	s.SetHosts(o.Hosts)
+	s.http = map[service]*fasthttp.Server{
+		metadataService: s.newHTTP(s.serveMetadata),
+		passwordService: s.newHTTP(s.servePassword),
+	}
+	return s
+}
+
+// SetLimits changes what a guest may take, from its next request or connection on.
+func (s *Server) SetLimits(l Limits) { s.limits.Store(&l) }
+
+// SetHosts changes the further Host names to answer to.
+func (s *Server) SetHosts(hosts []string) {
+	hosts = slices.Clone(hosts)
+	s.hosts.Store(&hosts)
+}
+
+// SetDevices makes the server listen on exactly these devices and addresses: it opens what is new,
+// then closes what is gone with all its connections, and leaves the rest alone. What cannot be
+// opened is tried again each second; Faults tells of it.
+func (s *Server) SetDevices(devices []Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.devices = make([]Device, len(devices))
+	for i, d := range devices {
+		d.Networks, d.Listen = slices.Clone(d.Networks), slices.Clone(d.Listen)
+		s.devices[i] = d
+	}
+	s.reconcile()
+}
+
+// Faults says why which addresses cannot be served at the moment.
+func (s *Server) Faults() []error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	places := make([]place, 0, len(s.faults))
+	for p := range s.faults {
+		places = append(places, p)
+	}
+	slices.SortFunc(places, place.compare)
+	faults := make([]error, len(places))
+	for i, p := range places {
+		faults[i] = s.faults[p]
+	}
+	return faults
+}
+
+func (p place) compare(q place) int {
+	switch {
+	case p.device != q.device:
+		return p.device - q.device
+	case p.address != q.address:
+		return p.address.Compare(q.address)
+	case p.service < q.service:
+		return -1
+	case p.service > q.service:
+		return 1
+	}
+	return 0
+}
+
+// Last lists the last requests of the guest at that address, newest first; see Table.Last.
+func (s *Server) Last(network string, ip netip.Addr) []Request { return s.table.Last(network, ip) }
+
+// reconcile makes the open listeners match s.devices. s.mu is held.
+func (s *Server) reconcile() {
+	wanted := make(map[place]*Device)
+	for i := range s.devices {
+		d := &s.devices[i]
+		for _, address := range d.Listen {
+			for service := range s.ports {
+				wanted[place{d.Index, address, service}] = d
+			}
+		}
+	}
+	clear(s.faults)
+	for p, d := range wanted {
+		l := s.open[p]
+		if l != nil {
+			l.device.Store(d)
+			continue
+		}
+		l, err := s.listen(p, d)
+		if err != nil {
+			s.faults[p] = fmt.Errorf("%s on %s, device %s: %w", p.service, netip.AddrPortFrom(p.address, s.ports[p.service]), d.Name, err)
+			continue
+		}
+		s.open[p] = l
+		s.running.Go(func() { s.accept(l) })
+		s.log.Debug("listening", "service", p.service, "address", p.address, "device", d.Name)
+	}
+	for p, l := range s.open {
+		if wanted[p] == nil {
+			delete(s.open, p)
+			l.end((*conn).abort)
+			s.log.Debug("listening ended", "service", p.service, "address", p.address, "device", l.device.Load().Name)
+		}
+	}
+	if len(s.faults) > 0 {
+		select {
+		case s.openings <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Run answers the requests that wait for a change and tries again what could not be opened, until
+// ctx ends. Then it stops listening, gives requests in progress a moment to be answered, closes all
+// connections and returns nil. It leaves no goroutine behind. It can be called once.
+func (s *Server) Run(ctx context.Context) error {
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			s.shutdown()
+			return nil
+		case <-s.table.waiting.bell:
+			for _, w := range s.table.waiting.take() {
+				s.look(w)
+			}
+		case <-s.openings:
+			again = time.After(retryOpening)
+		case <-again:
+			s.retry() // a fault that lasts comes back through s.openings
+		}
+	}
+}
+
+func (s *Server) retry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.reconcile()
+	}
+}
+
+func (s *Server) shutdown() {
+	s.mu.Lock()
+	s.closed = true
+	open := s.open
+	s.open = nil
+	clear(s.faults)
+	s.mu.Unlock()
+	for _, l := range open {
+		l.end((*conn).stop)
+	}
+	s.stop()
+	for _, w := range s.table.waiting.all() {
+		s.finish(w)
+	}
+	done := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return
+	case <-time.After(stopTimeout):
+	}
+	for _, l := range open {
+		l.end((*conn).abort)
+	}
+	<-done
+}
+
+// end closes the listener and ends its connections in the given way.
+func (l *listener) end(how func(*conn)) {
+	l.Close()
+	l.mu.Lock()
+	l.ended = true
+	conns := make([]*conn, 0, len(l.conns))
+	for c := range l.conns {
+		conns = append(conns, c)
+	}
+	l.mu.Unlock()
+	for _, c := range conns {
+		how(c)
+	}
+}
+
+// add counts a connection in, unless the listener has ended.
+func (l *listener) add(c *conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return false
+	}
+	l.conns[c] = struct{}{}
+	return true
+}
+
+// accept takes connections until the listener is closed.
+func (s *Server) accept(l *listener) {
+	pause := time.Duration(0)
+	for {
+		accepted, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of descriptors or memory: others must give some back first
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			if !errors.Is(err, syscall.ECONNABORTED) {
+				s.log.Warn("connection not accepted", "device", l.device.Load().Name, slog.Any("reason", err))
+			}
+			select {
+			case <-time.After(pause):
+			case <-s.stopped.Done():
+			}
+			continue
+		}
+		pause = 0
+		s.admit(l, accepted.(*net.TCPConn))
+	}
+}
+
+// admit lets a connection in and serves it in a goroutine of its own, or closes it where its source
+// has too many.
+func (s *Server) admit(l *listener, accepted *net.TCPConn) {
+	c := &conn{TCPConn: accepted, listener: l}
+	c.source = accepted.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+	limit := s.limits.Load().Connections
+	for {
+		c.entry, _ = s.table.find(l.device.Load().Networks, c.source)
+		if c.entry == nil {
+			if !l.strangers.admit(limit) {
+				c.abort()
+				s.logStranger(c, "too many connections of unknown sources")
+				return
+			}
+			break
+		}
+		switch c.entry.admit(c, limit) {
+		case gone:
+			continue
+		case dropped:
+			c.abort()
+			s.logRefusal(c.entry, c, "too many connections")
+			return
+		case overLimit:
+			c.refused = true
+		}
+		break
+	}
+	if !l.add(c) {
+		c.abort()
+		s.leave(c)
+		return
+	}
+	s.running.Go(func() {
+		s.http[l.place.service].ServeConn(c) // what goes wrong with a connection is its client's affair
+		if !c.parked.Load() {
+			s.leave(c)
+		}
+	})
+}
+
+// leave counts out a connection that is closed.
+func (s *Server) leave(c *conn) {
+	if c.entry != nil {
+		c.entry.release(c)
+	} else {
+		c.listener.strangers.release()
+	}
+	c.listener.mu.Lock()
+	delete(c.listener.conns, c)
+	c.listener.mu.Unlock()
+}
+
+// identify tells whose request comes over the connection. The connection of a source that was
+// unknown when it was opened is counted as its guest's from the first request on. ok is false where
+// the address has passed to another guest: the connection is the former one's and has to end.
+func (s *Server) identify(c *conn) (e *entry, n *Network, ok bool) {
+	for {
+		e, n = s.table.find(c.listener.device.Load().Networks, c.source)
+		switch {
+		case e == c.entry:
+			return e, n, true
+		case c.entry != nil:
+			return nil, nil, e == nil
+		}
+		switch e.admit(c, s.limits.Load().Connections) {
+		case gone:
+			continue
+		case dropped:
+			return nil, nil, false
+		case overLimit:
+			c.refused = true
+		}
+		c.listener.strangers.release()
+		c.entry = e
+		return e, n, true
+	}
+}
+
+func (s *Server) logRefusal(e *entry, c *conn, why string) {
+	if e.logged.now(time.Now()) {
+		g := e.guest.Load()
+		s.log.Info("guest refused", "service", c.listener.place.service, "vm", g.VM, "network", g.Network, "ip", g.IP, "reason", why)
+	}
+}
+
+func (s *Server) logStranger(c *conn, why string) {
+	if c.listener.strangers.logNow(c.source, time.Now()) {
+		s.log.Info("unknown source refused", "service", c.listener.place.service, "device", c.listener.device.Load().Name, "ip", c.source, "reason", why)
+	}
+}
+
+// guard keeps a fault of ours in one request from ending the process.
+func (s *Server) guard(ctx *fasthttp.RequestCtx) {
+	if fault := recover(); fault != nil {
+		s.log.Error("request ended by a fault", "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
+		ctx.Response.Reset()
+		ctx.Error("internal error\n", fasthttp.StatusInternalServerError)
+		ctx.SetConnectionClose()
+	}
+}
