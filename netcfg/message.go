@@ -1,0 +1,229 @@
+package netcfg
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Protocol is the number by which the kernel remembers that this agent added an address or a neighbor
+// entry: attributes IFA_PROTO and NDA_PROTOCOL. The kernel itself uses 1 to 3; no other program is known
+// to use this one.
+const Protocol = 118
+
+// ifaProto is IFA_PROTO of linux/if_addr.h (5.18), which x/sys does not name.
+const ifaProto = 11
+
+// conn is a netlink socket for requests. It may be used by several goroutines; they take turns.
+type conn struct {
+	socket *nl.SocketHandle
+	sent   atomic.Uint64 // requests so far, to show in tests that nothing was sent
+}
+
+// dial opens a conn in the network namespace of the calling thread.
+func dial() (*conn, error) {
+	s, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	// The kernel answers at once. A lost answer must not hang the agent.
+	timeout := unix.NsecToTimeval((10 * time.Second).Nanoseconds())
+	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout)); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	return &conn{socket: &nl.SocketHandle{Socket: s}}, nil
+}
+
+func (c *conn) close() { c.socket.Close() }
+
+// execute sends a request and returns the bodies of the messages of type answer (0: none expected).
+func (c *conn) execute(request, flags int, answer uint16, data ...nl.NetlinkRequestData) ([][]byte, error) {
+	c.sent.Add(1)
+	req := nl.NewNetlinkRequest(request, flags)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: c.socket}
+	for _, d := range data {
+		req.AddData(d)
+	}
+	return req.Execute(unix.NETLINK_ROUTE, answer)
+}
+
+// dump is execute for lists. A list that changed while it was read is read again; one that keeps
+// changing is returned as it is, since the change that disturbed it will be announced as well.
+func (c *conn) dump(request int, answer uint16, data ...nl.NetlinkRequestData) ([][]byte, error) {
+	for try := 0; ; try++ {
+		list, err := c.execute(request, unix.NLM_F_DUMP, answer, data...)
+		if errors.Is(err, nl.ErrDumpInterrupted) {
+			if try < 3 {
+				continue
+			}
+			err = nil
+		}
+		return list, err
+	}
+}
+
+// readLinks lists all links with their IPv4 addresses. own tells which addresses are ours by another
+// sign than their mark; it may be nil.
+func (c *conn) readLinks(own func(index int, prefix netip.Prefix) bool) (*Snapshot, error) {
+	list, err := c.dump(unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_UNSPEC))
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	var links []Link
+	at := map[int]int{}
+	for _, m := range list {
+		link, err := netlink.LinkDeserialize(nil, m)
+		if err != nil {
+			return nil, fmt.Errorf("list links: %w", err)
+		}
+		attrs := link.Attrs()
+		at[attrs.Index] = len(links)
+		links = append(links, Link{
+			Index: attrs.Index, Name: attrs.Name, MAC: attrs.HardwareAddr, MTU: attrs.MTU,
+			Up: attrs.Flags&net.FlagUp != 0, Master: attrs.MasterIndex,
+		})
+	}
+	list, err = c.dump(unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_INET))
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, m := range list {
+		index, addr, ok := parseAddr(m)
+		if !ok {
+			continue
+		}
+		if i, known := at[index]; known {
+			addr.Own = addr.Own || own != nil && own(index, addr.Prefix)
+			links[i].Addrs = append(links[i].Addrs, addr)
+		}
+	}
+	return NewSnapshot(links), nil
+}
+
+// parseAddr reads the body of an RTM_NEWADDR message. It returns false for what is no IPv4 address.
+func parseAddr(m []byte) (index int, addr Addr, ok bool) {
+	if len(m) < unix.SizeofIfAddrmsg {
+		return 0, Addr{}, false
+	}
+	family, bits, scope := m[0], int(m[1]), m[3]
+	if family != unix.AF_INET || bits > 32 {
+		return 0, Addr{}, false
+	}
+	index = int(binary.NativeEndian.Uint32(m[4:8]))
+	attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return 0, Addr{}, false
+	}
+	addr.Global = scope == unix.RT_SCOPE_UNIVERSE
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.IFA_LOCAL: // the link's own; IFA_ADDRESS is the far end's on a point-to-point link
+			if ip, ok := netip.AddrFromSlice(a.Value); ok && ip.Is4() {
+				addr.Prefix = netip.PrefixFrom(ip, bits)
+			}
+		case ifaProto:
+			addr.Own = len(a.Value) == 1 && a.Value[0] == Protocol
+		}
+	}
+	return index, addr, addr.Prefix.IsValid()
+}
+
+// addAddress adds an address to a link and marks it. It returns EEXIST if the link has it.
+func (c *conn) addAddress(index int, prefix netip.Prefix) error {
+	data := addressMessage(index, prefix)
+	if bits := prefix.Bits(); bits < 31 { // shorter subnets have no broadcast address, RFC 3021
+		data = append(data, nl.NewRtAttr(unix.IFA_BROADCAST, lastAddr(prefix)))
+	}
+	data = append(data, nl.NewRtAttr(ifaProto, []byte{Protocol}))
+	_, err := c.execute(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, 0, data...)
+	return err
+}
+
+// removeAddress removes an address from a link. It returns EADDRNOTAVAIL if the link does not have it.
+func (c *conn) removeAddress(index int, prefix netip.Prefix) error {
+	_, err := c.execute(unix.RTM_DELADDR, unix.NLM_F_ACK, 0, addressMessage(index, prefix)...)
+	return err
+}
+
+func addressMessage(index int, prefix netip.Prefix) []nl.NetlinkRequestData {
+	head := nl.NewIfAddrmsg(unix.AF_INET)
+	head.Index, head.Prefixlen = uint32(index), uint8(prefix.Bits())
+	if prefix.Addr().IsLinkLocalUnicast() {
+		head.Scope = unix.RT_SCOPE_LINK
+	}
+	ip := prefix.Addr().AsSlice()
+	return []nl.NetlinkRequestData{head, nl.NewRtAttr(unix.IFA_LOCAL, ip), nl.NewRtAttr(unix.IFA_ADDRESS, ip)}
+}
+
+// lastAddr returns the subnet's broadcast address.
+func lastAddr(prefix netip.Prefix) []byte {
+	ip := prefix.Addr().As4()
+	value := binary.BigEndian.Uint32(ip[:]) | (1<<(32-prefix.Bits()) - 1)
+	return binary.BigEndian.AppendUint32(nil, value)
+}
+
+// promote tells the kernel whether the other addresses of a subnet survive when the first one of that
+// subnet is removed from the link (net.ipv4.conf.*.promote_secondaries). By netlink, because a hardened
+// daemon cannot write below /proc/sys.
+func (c *conn) promote(index int, on bool) error {
+	value := uint32(0)
+	if on {
+		value = 1
+	}
+	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	head.Index = int32(index)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
+	conf.AddRtAttr(promoteSecondaries, nl.Uint32Attr(value))
+	_, err := c.execute(unix.RTM_SETLINK, unix.NLM_F_ACK, 0, head, spec)
+	return err
+}
+
+const (
+	inetConf           = 1  // IFLA_INET_CONF of linux/if_link.h
+	promoteSecondaries = 20 // IPV4_DEVCONF_PROMOTE_SECONDARIES of linux/ip.h
+)
+
+// promotes tells whether the kernel does so already for this link.
+func (c *conn) promotes(index int) (bool, error) {
+	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	head.Index = int32(index)
+	list, err := c.execute(unix.RTM_GETLINK, 0, unix.RTM_NEWLINK, head)
+	if err != nil || len(list) == 0 || len(list[0]) < unix.SizeofIfInfomsg {
+		return false, err
+	}
+	value := list[0][unix.SizeofIfInfomsg:]
+	for _, kind := range []uint16{unix.IFLA_AF_SPEC, unix.AF_INET, inetConf} {
+		if value, err = attribute(value, kind); err != nil {
+			return false, err
+		}
+	}
+	// An array of 32-bit values, setting n at place n-1.
+	if at := (promoteSecondaries - 1) * 4; len(value) >= at+4 {
+		return binary.NativeEndian.Uint32(value[at:]) != 0, nil
+	}
+	return false, nil
+}
+
+// attribute returns the value of the attribute of that kind in b, nil if there is none.
+func attribute(b []byte, kind uint16) ([]byte, error) {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&^unix.NLA_F_NESTED == kind {
+			return a.Value, nil
+		}
+	}
+	return nil, nil
+}
