@@ -1,0 +1,96 @@
+#!/bin/sh
+# Installs the Debian packages that the tests or the demo need and that are missing here.
+#
+#   packaging/deps.sh demo    what make demo needs
+#   packaging/deps.sh test    what make test needs as well: the real clients
+#   packaging/deps.sh deb     what make deb and its checks need
+#
+# No service is started, and none is enabled that comes with a package installed here: these are
+# programs for tests, and this may be somebody's own machine.
+set -eu
+
+demo='iproute2 util-linux curl openssh-client isc-dhcp-client'
+test="$demo
+	gcc libc6-dev git
+	busybox udhcpc dhcpcd-base systemd network-manager cloud-init cloud-guest-utils dbus
+	wget rsync openssh-server acl vim-tiny tar tcpdump procps"
+deb='lintian man-db'
+
+# Service files of those packages that their installation would enable for the next boot.
+services='ssh.service sshd.service NetworkManager.service NetworkManager-dispatcher.service
+	NetworkManager-wait-online.service'
+
+case "${1:-}" in
+demo) wanted=$demo ;;
+test) wanted=$test ;;
+deb) wanted=$deb ;;
+*)
+	echo "usage: $0 demo|test|deb" >&2
+	exit 64
+	;;
+esac
+
+installed() {
+	[ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" = 'ii ' ]
+}
+
+missing=
+for package in $wanted; do
+	installed "$package" || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+	echo "$0: this is no Debian. Install what these packages hold:$missing" >&2
+	exit 1
+fi
+as_root=
+if [ "$(id -u)" -ne 0 ]; then
+	as_root='sudo -n'
+	if ! $as_root true 2>/dev/null; then
+		echo "$0: neither root nor allowed to become it. Run: sudo apt-get install --no-install-recommends$missing" >&2
+		exit 1
+	fi
+fi
+
+log=$(mktemp)
+policy=/usr/sbin/policy-rc.d # asked by Debian before a package starts its service
+made_policy=
+tidy() {
+	rm -f "$log"
+	[ -z "$made_policy" ] || $as_root rm -f "$policy"
+}
+trap tidy EXIT
+trap 'exit 130' INT TERM
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+	made_policy=yes
+	$as_root chmod 755 "$policy"
+fi
+
+before=
+for service in $services; do
+	[ ! -e "/lib/systemd/system/$service" ] || before="$before $service"
+done
+case " $missing " in
+*' cloud-init '*) # it would set up this machine anew at its next boot
+	$as_root mkdir -p /etc/cloud
+	$as_root touch /etc/cloud/cloud-init.disabled
+	;;
+esac
+
+echo "installing:$missing"
+apt() {
+	$as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 "$@" >>"$log" 2>&1
+}
+# shellcheck disable=SC2086 # a list of names
+if ! apt install -y --no-install-recommends $missing && ! { apt update && apt install -y --no-install-recommends $missing; }; then
+	tail -n 20 "$log" >&2
+	echo "$0: apt-get could not install$missing; what it said is above" >&2
+	exit 1
+fi
+
+for service in $services; do
+	case " $before " in *" $service "*) continue ;; esac
+	[ ! -e "/lib/systemd/system/$service" ] || $as_root deb-systemd-helper disable "$service" >/dev/null 2>&1 || true
+done
