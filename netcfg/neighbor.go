@@ -138,6 +138,7 @@ func (n *neighbors) change(key neighborKey, mac string) {
 	}
 	switch {
 	case mac == "":
+		delete(n.faults, key)
 		delete(device, key.ip)
 		if len(device) == 0 {
 			delete(n.wanted, key.device)

@@ -11,6 +11,9 @@ import (
 	"vragent/netcfg/nstest"
 )
 
+// pollLimit bounds waiting for what nothing announces; no test takes long unless it fails.
+const pollLimit = 20 * time.Second
+
 // open returns a Kernel that follows the namespace of the test until the test ends.
 func open(t *testing.T, opts netcfg.Options) *netcfg.Kernel {
 	t.Helper()
@@ -45,7 +48,7 @@ func start(t *testing.T, opts netcfg.Options) (k *netcfg.Kernel, stop func()) {
 // await waits until a snapshot is as ok wants it, and returns it.
 func await(t *testing.T, k *netcfg.Kernel, what string, ok func(*netcfg.Snapshot) bool) *netcfg.Snapshot {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(pollLimit)
 	for {
 		s, stale := k.Current()
 		if ok(s) {
