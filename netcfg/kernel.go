@@ -1,6 +1,7 @@
 package netcfg
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -251,8 +252,8 @@ func (k *Kernel) suspicious(m syscall.NetlinkMessage) (index int, ok bool) {
 		if head.Flags&unix.IFF_UP == 0 || !known || !link.Up {
 			return index, true
 		}
-		mac, err := attribute(m.Data[unix.SizeofIfInfomsg:], unix.IFLA_ADDRESS)
-		return index, err != nil || string(mac) != string(link.MAC)
+		mac := attribute(m.Data[unix.SizeofIfInfomsg:], unix.IFLA_ADDRESS)
+		return index, !bytes.Equal(mac, link.MAC)
 	case m.Header.Type == unix.RTM_DELLINK && len(m.Data) >= unix.SizeofIfInfomsg:
 		return int(nl.DeserializeIfInfomsg(m.Data).Index), true
 	}

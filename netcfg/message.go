@@ -4,12 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
+	"iter"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -81,16 +81,10 @@ func (c *conn) readLinks(own func(index int, prefix netip.Prefix) bool) (*Snapsh
 	var links []Link
 	at := map[int]int{}
 	for _, m := range list {
-		link, err := netlink.LinkDeserialize(nil, m)
-		if err != nil {
-			return nil, fmt.Errorf("list links: %w", err)
+		if link, ok := parseLink(m); ok {
+			at[link.Index] = len(links)
+			links = append(links, link)
 		}
-		attrs := link.Attrs()
-		at[attrs.Index] = len(links)
-		links = append(links, Link{
-			Index: attrs.Index, Name: attrs.Name, MAC: attrs.HardwareAddr, MTU: attrs.MTU,
-			Up: attrs.Flags&net.FlagUp != 0, Master: attrs.MasterIndex,
-		})
 	}
 	list, err = c.dump(unix.RTM_GETADDR, unix.RTM_NEWADDR, nl.NewIfAddrmsg(unix.AF_INET))
 	if err != nil {
@@ -109,6 +103,28 @@ func (c *conn) readLinks(own func(index int, prefix netip.Prefix) bool) (*Snapsh
 	return NewSnapshot(links), nil
 }
 
+// parseLink reads the body of an RTM_NEWLINK message. It returns false for what cannot be a link.
+func parseLink(m []byte) (link Link, ok bool) {
+	if len(m) < unix.SizeofIfInfomsg {
+		return Link{}, false
+	}
+	link.Index = int(int32(binary.NativeEndian.Uint32(m[4:8])))
+	link.Up = binary.NativeEndian.Uint32(m[8:12])&unix.IFF_UP != 0
+	for kind, value := range attributes(m[unix.SizeofIfInfomsg:]) {
+		switch {
+		case kind == unix.IFLA_IFNAME:
+			link.Name = unix.ByteSliceToString(value)
+		case kind == unix.IFLA_ADDRESS:
+			link.MAC = slices.Clone(value)
+		case kind == unix.IFLA_MTU && len(value) == 4:
+			link.MTU = int(binary.NativeEndian.Uint32(value))
+		case kind == unix.IFLA_MASTER && len(value) == 4:
+			link.Master = int(binary.NativeEndian.Uint32(value))
+		}
+	}
+	return link, link.Index > 0 && link.Name != ""
+}
+
 // parseAddr reads the body of an RTM_NEWADDR message. It returns false for what is no IPv4 address.
 func parseAddr(m []byte) (index int, addr Addr, ok bool) {
 	if len(m) < unix.SizeofIfAddrmsg {
@@ -119,19 +135,15 @@ func parseAddr(m []byte) (index int, addr Addr, ok bool) {
 		return 0, Addr{}, false
 	}
 	index = int(binary.NativeEndian.Uint32(m[4:8]))
-	attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
-	if err != nil {
-		return 0, Addr{}, false
-	}
 	addr.Global = scope == unix.RT_SCOPE_UNIVERSE
-	for _, a := range attrs {
-		switch a.Attr.Type {
+	for kind, value := range attributes(m[unix.SizeofIfAddrmsg:]) {
+		switch kind {
 		case unix.IFA_LOCAL: // the link's own; IFA_ADDRESS is the far end's on a point-to-point link
-			if ip, ok := netip.AddrFromSlice(a.Value); ok && ip.Is4() {
+			if ip, ok := netip.AddrFromSlice(value); ok && ip.Is4() {
 				addr.Prefix = netip.PrefixFrom(ip, bits)
 			}
 		case ifaProto:
-			addr.Own = len(a.Value) == 1 && a.Value[0] == Protocol
+			addr.Own = len(value) == 1 && value[0] == Protocol
 		}
 	}
 	return index, addr, addr.Prefix.IsValid()
@@ -203,9 +215,7 @@ func (c *conn) promotes(index int) (bool, error) {
 	}
 	value := list[0][unix.SizeofIfInfomsg:]
 	for _, kind := range []uint16{unix.IFLA_AF_SPEC, unix.AF_INET, inetConf} {
-		if value, err = attribute(value, kind); err != nil {
-			return false, err
-		}
+		value = attribute(value, kind)
 	}
 	// An array of 32-bit values, setting n at place n-1.
 	if at := (promoteSecondaries - 1) * 4; len(value) >= at+4 {
@@ -214,16 +224,28 @@ func (c *conn) promotes(index int) (bool, error) {
 	return false, nil
 }
 
-// attribute returns the value of the attribute of that kind in b, nil if there is none.
-func attribute(b []byte, kind uint16) ([]byte, error) {
-	attrs, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range attrs {
-		if a.Attr.Type&^unix.NLA_F_NESTED == kind {
-			return a.Value, nil
+// attributes walks over the netlink attributes in b, without copying, up to the first broken one. The
+// library's reader panics on an attribute that ends without padding.
+func attributes(b []byte) iter.Seq2[uint16, []byte] {
+	const head, align, flags = unix.SizeofRtAttr, unix.RTA_ALIGNTO, unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER
+	return func(yield func(kind uint16, value []byte) bool) {
+		for len(b) >= head {
+			length := int(binary.NativeEndian.Uint16(b))
+			kind := binary.NativeEndian.Uint16(b[2:]) &^ flags
+			if length < head || length > len(b) || !yield(kind, b[head:length]) {
+				return
+			}
+			b = b[min(len(b), (length+align-1)&^(align-1)):]
 		}
 	}
-	return nil, nil
+}
+
+// attribute returns the value of the first attribute of that kind in b, nil if there is none.
+func attribute(b []byte, kind uint16) []byte {
+	for k, value := range attributes(b) {
+		if k == kind {
+			return value
+		}
+	}
+	return nil
 }

@@ -418,19 +418,15 @@ func parseNeighbor(m []byte) (index int, ip netip.Addr, entry neighborEntry, ok 
 	}
 	index = int(binary.NativeEndian.Uint32(m[4:8]))
 	state := binary.NativeEndian.Uint16(m[8:10])
-	attrs, err := nl.ParseRouteAttr(m[unix.SizeofNdMsg:])
-	if err != nil {
-		return 0, netip.Addr{}, neighborEntry{}, false
-	}
 	entry.permanent = state&netlink.NUD_PERMANENT != 0
-	for _, a := range attrs {
-		switch a.Attr.Type {
+	for kind, value := range attributes(m[unix.SizeofNdMsg:]) {
+		switch kind {
 		case netlink.NDA_DST:
-			ip, _ = netip.AddrFromSlice(a.Value)
+			ip, _ = netip.AddrFromSlice(value)
 		case netlink.NDA_LLADDR:
-			entry.mac = string(a.Value)
+			entry.mac = string(value)
 		case netlink.NDA_PROTOCOL:
-			entry.own = entry.permanent && len(a.Value) == 1 && a.Value[0] == Protocol
+			entry.own = entry.permanent && len(value) == 1 && value[0] == Protocol
 		}
 	}
 	return index, ip, entry, ip.Is4()
