@@ -206,6 +206,16 @@ func (n *neighbors) take(s *Snapshot) work {
 			w.links[link.Index] = true
 		}
 	}
+	// Many changes on one link are cheaper to compare with the whole list than one by one.
+	changes := map[string]int{}
+	for key := range w.keys {
+		changes[key.device]++
+	}
+	for device, count := range changes {
+		if link, ok := s.ByName(device); ok && count > 64 && count > len(n.wanted[device])/4 {
+			w.links[link.Index] = true
+		}
+	}
 	if n.all {
 		n.all = false
 		for _, link := range s.Links() {
