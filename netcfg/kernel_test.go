@@ -1,15 +1,18 @@
 package netcfg_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"vragent/netcfg"
 	"vragent/netcfg/nstest"
@@ -273,6 +276,39 @@ func TestKernelApplyGoesOnPastFailures(t *testing.T) {
 	if !has("eth0", "10.1.1.1")(s) || has("eth0", "10.3.3.1")(s) {
 		t.Errorf("links = %+v, want the rest of the plan in force", s.Links())
 	}
+}
+
+func TestKernelSaysWhatItMayNotDo(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	router := nstest.Here(t)
+	device(t, router, "eth0")
+	k := open(t, netcfg.Options{})
+	withoutPower(t, func() {
+		err := k.Apply(t.Context(), plan(address("eth0", "10.1.1.1/24")))
+		if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "add address 10.1.1.1/24 on eth0") {
+			t.Errorf("Apply() = %v, want that it is not permitted", err)
+		}
+	})
+	router.AddAddr(t, "eth0", "10.1.1.1/24")
+	await(t, k, "somebody else has added the address", has("eth0", "10.1.1.1"))
+}
+
+// withoutPower calls fn on a thread without capabilities.
+func withoutPower(t *testing.T, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // the thread ends with the goroutine
+		if err := setCapabilities()(); err != nil {
+			t.Error(err)
+			return
+		}
+		fn()
+	}()
+	<-done
 }
 
 // owners are the two ways in which a Kernel knows what is its own.

@@ -190,6 +190,26 @@ func TestNeighborsComeBack(t *testing.T) {
 	}
 }
 
+func TestNeighborsAreSetOnALinkThatIsDownOrHasNoAddress(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	router := nstest.Here(t)
+	device(t, router, "eth0")
+	device(t, router, "eth1")
+	router.Down(t, "eth0")
+	k := open(t, netcfg.Options{})
+	pin(t, k, "eth0", "10.1.1.34", mac1)
+	pin(t, k, "eth1", "10.1.1.34", mac2)
+	settle(t, k)
+	router.Up(t, "eth0")
+	poll(t, router, "eth0", "10.1.1.34", mac1+" PERMANENT")
+	poll(t, router, "eth1", "10.1.1.34", mac2+" PERMANENT")
+	if faults := k.NeighborFaults(); len(faults) != 0 {
+		t.Errorf("faults = %v", faults)
+	}
+}
+
 // poll waits until ip shows the entry: nothing announces when the kernel has been told again.
 func poll(t *testing.T, h *nstest.Host, device, ip, want string) {
 	t.Helper()

@@ -47,7 +47,7 @@ func mountCopy(dir string) error {
 // far as the caller may set them.
 func copyTree(source fs.FS, target string) error {
 	return fs.WalkDir(source, ".", func(name string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrPermission) {
+		if skippable(err) {
 			return nil
 		}
 		if err != nil {
@@ -55,6 +55,9 @@ func copyTree(source fs.FS, target string) error {
 		}
 		to := filepath.Join(target, name)
 		info, err := entry.Info()
+		if skippable(err) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -66,13 +69,17 @@ func copyTree(source fs.FS, target string) error {
 			}
 		case fs.ModeSymlink:
 			var link string
-			if link, err = fs.ReadLink(source, name); err == nil {
+			link, err = fs.ReadLink(source, name)
+			if skippable(err) {
+				return nil
+			}
+			if err == nil {
 				err = os.Symlink(link, to)
 			}
 		case 0:
 			var content []byte
 			content, err = fs.ReadFile(source, name)
-			if errors.Is(err, fs.ErrPermission) {
+			if skippable(err) {
 				return nil
 			}
 			if err == nil {
@@ -89,4 +96,9 @@ func copyTree(source fs.FS, target string) error {
 		}
 		return nil
 	})
+}
+
+// skippable tells that a file may not be read, or that it was removed while the tree is copied.
+func skippable(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist)
 }
