@@ -191,6 +191,11 @@ func (m *Mapping) Faultf(key, format string, args ...any) {
 	m.d.Faultf(m.At(key), "%s%s: %s", m.path, key, fmt.Sprintf(format, args...))
 }
 
+// FaultAt records a fault at p, a place inside key.
+func (m *Mapping) FaultAt(p Pos, key, format string, args ...any) {
+	m.d.Faultf(p, "%s%s: %s", m.path, key, fmt.Sprintf(format, args...))
+}
+
 // Done reports every key that nobody has asked for.
 func (m *Mapping) Done() {
 	for i, k := range m.keys {
@@ -264,6 +269,15 @@ func (m *Mapping) text(n *yaml.Node, key string) Text {
 		return Text{Pos: pos(n)}
 	}
 	return Text{Pos: pos(n), Value: n.Value, Set: true}
+}
+
+// Literal takes a scalar of any type as it is written; anything else is left for a typed reading to
+// complain of.
+func (m *Mapping) Literal(key string) string {
+	if n := m.take(key); n != nil && n.Kind == yaml.ScalarNode {
+		return n.Value
+	}
+	return ""
 }
 
 // Texts takes a list of texts.
@@ -343,9 +357,9 @@ func (m *Mapping) Size(key string, def, least, most int64) int64 {
 	return def
 }
 
-// Literal is one entry of a mapping whose keys are data: a scalar of any type, taken as it is
+// Entry is one entry of a mapping whose keys are data: a scalar of any type, taken as it is
 // written, or a mapping.
-type Literal struct {
+type Entry struct {
 	KeyPos Pos
 	Key    string
 	Pos    Pos
@@ -353,16 +367,16 @@ type Literal struct {
 	Sub    *Mapping // of a mapping, else nil
 }
 
-// Literals takes everything that is left in m. Lists are faults.
-func (m *Mapping) Literals() []Literal {
-	var list []Literal
+// Entries takes everything that is left in m. Lists are faults.
+func (m *Mapping) Entries() []Entry {
+	var list []Entry
 	for i, k := range m.keys {
 		if m.taken[i] {
 			continue
 		}
 		m.taken[i] = true
 		n := resolve(m.values[i])
-		l := Literal{KeyPos: pos(k), Key: k.Value, Pos: pos(n)}
+		l := Entry{KeyPos: pos(k), Key: k.Value, Pos: pos(n)}
 		switch {
 		case n.Kind == yaml.MappingNode:
 			l.Sub = m.d.mapping(n, m.path+k.Value)

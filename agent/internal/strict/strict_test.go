@@ -67,10 +67,10 @@ func TestFaultsNameThePlaceAndWhatIsAllowed(t *testing.T) {
 	}
 }
 
-func TestLiteralsTakesScalarsAsWritten(t *testing.T) {
+func TestEntriesTakesScalarsAsWritten(t *testing.T) {
 	d, m := Read([]byte("a: 0x10\nb: yes\nc: 2001-01-01\nd:\ne: {hex: \"01\"}\nf: 1_000\n"))
 	got := map[string]string{}
-	for _, l := range m.Literals() {
+	for _, l := range m.Entries() {
 		if l.Sub != nil {
 			got[l.Key] = "hex " + l.Sub.Text("hex").Value
 			continue
