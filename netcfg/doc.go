@@ -4,6 +4,20 @@
 // immutable Snapshot. It never polls: idle, it costs nothing. The other way round it makes the kernel
 // hold the addresses of a Plan and permanent neighbor entries. Nothing but this package speaks netlink.
 //
+// The agent's loop projects what it knows onto a plan, and does so again when the network has changed:
+//
+//	for {
+//		s, stale := kernel.Current()
+//		err := kernel.Apply(ctx, plan(files, s))
+//		// ... serve what s allows, report err
+//		select {
+//		case <-stale:
+//		case <-changed: // the files
+//		case <-ctx.Done():
+//			return nil
+//		}
+//	}
+//
 // # Whose is it
 //
 // Only what this agent added is ever taken down again, also by an agent that was killed and started

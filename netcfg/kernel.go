@@ -20,8 +20,8 @@ type Options struct {
 	// Log hears of what is added and removed, and of what does not work. Nil discards.
 	Log *slog.Logger
 	// RecordFile keeps which addresses are ours on kernels that cannot (before Linux 5.18); on others it
-	// is not touched. A file below /run suits: it is to outlive the process, not the machine. Empty: on
-	// such kernels what an earlier run added counts as foreign.
+	// is not touched. A file below /run suits: it is to outlive the process, not the machine. Empty, or
+	// if it cannot be read: on such kernels what an earlier run added counts as foreign.
 	RecordFile string
 
 	unmarked bool // take the kernel for one that cannot mark addresses
@@ -56,11 +56,7 @@ func Open(opts Options) (*Kernel, error) {
 	}
 	k.neighbors.init()
 	if opts.unmarked || !marksAddresses() {
-		ledger, err := openLedger(opts.RecordFile)
-		if err != nil {
-			return nil, err
-		}
-		k.owned = ledger
+		k.owned = openLedger(opts.RecordFile, k.log)
 	}
 	var err error
 	if k.conn, err = dial(); err != nil {

@@ -3,6 +3,7 @@ package netcfg_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -424,15 +425,48 @@ func TestKernelAddsNothingItCannotRecord(t *testing.T) {
 	}
 }
 
-func TestOpenReportsABrokenRecord(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "addresses")
-	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
+func TestKernelWithABrokenRecordOwnsNothing(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
 	}
-	if k, err := netcfg.Open(netcfg.Unmarked(netcfg.Options{RecordFile: file})); err == nil {
-		k.Close()
-		t.Error("Open() = nil error")
-	} else if !strings.Contains(err.Error(), file) {
-		t.Errorf("Open() = %v, want the name of the file in it", err)
+	router := nstest.Here(t)
+	device(t, router, "eth0")
+	tests := []struct {
+		name string
+		harm func(good string) string
+		said bool
+	}{
+		{"cut off", func(good string) string { return good[:len(good)-5] }, true},
+		{"of another boot", func(good string) string { return strings.Replace(good, `"boot":"`, `"boot":"0`, 1) }, false},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "addresses")
+			var log strings.Builder
+			opts := netcfg.Unmarked(netcfg.Options{RecordFile: file, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			first, stop := start(t, opts)
+			defer stop()
+			apply(t, first, address("eth0", "10.1.1.1/24"))
+			stop()
+			defer router.DelAddr(t, "eth0", "10.1.1.1/24")
+			good, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(test.harm(string(good))), 0o600); err != nil {
+				t.Fatal(err)
+			}
+
+			second, stop := start(t, opts)
+			defer stop()
+			apply(t, second)
+			stop()
+			if s, _ := second.Current(); !has("eth0", "10.1.1.1")(s) {
+				t.Error("an address that nobody owns was removed")
+			}
+			if said := strings.Contains(log.String(), file); said != test.said {
+				t.Errorf("log = %s", &log)
+			}
+		})
 	}
 }

@@ -71,8 +71,8 @@ func (c *conn) dump(request int, answer uint16, data ...nl.NetlinkRequestData) (
 	}
 }
 
-// readLinks lists all links with their IPv4 addresses. own tells which addresses are ours by another
-// sign than their mark; it may be nil.
+// readLinks lists all links with their IPv4 addresses. own tells which addresses are ours; if it is nil
+// their marks do.
 func (c *conn) readLinks(own func(index int, prefix netip.Prefix) bool) (*Snapshot, error) {
 	list, err := c.dump(unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_UNSPEC))
 	if err != nil {
@@ -96,7 +96,9 @@ func (c *conn) readLinks(own func(index int, prefix netip.Prefix) bool) (*Snapsh
 			continue
 		}
 		if i, known := at[index]; known {
-			addr.Own = addr.Own || own != nil && own(index, addr.Prefix)
+			if own != nil {
+				addr.Own = own(index, addr.Prefix)
+			}
 			links[i].Addrs = append(links[i].Addrs, addr)
 		}
 	}

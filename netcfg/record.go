@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -35,31 +36,34 @@ type page struct {
 	Entries []entry `json:"entries"`
 }
 
-func openLedger(file string) (*ledger, error) {
+// openLedger reads what an earlier run has written to file. A file that cannot be read is a fault for the
+// log: what that run added counts as foreign then, which is the safe side.
+func openLedger(file string, log *slog.Logger) *ledger {
 	l := &ledger{file: file, entries: map[entry]bool{}}
 	// A daemon may be kept from seeing /proc/sys. Then the file has to be where a boot removes it.
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	l.boot = strings.TrimSpace(string(boot))
 	if file == "" {
-		return l, nil
-	}
-	written, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return l, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("record of addresses: %w", err)
+		return l
 	}
 	var p page
-	if err := json.Unmarshal(written, &p); err != nil {
-		return nil, fmt.Errorf("record of addresses %s: %w", file, err)
+	written, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(written, &p)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return l
+	}
+	if err != nil {
+		log.Error("addresses added by an earlier run are not known, and stay", "file", file, "error", err)
+		return l
 	}
 	if p.Boot == l.boot {
 		for _, e := range p.Entries {
 			l.entries[e] = true
 		}
 	}
-	return l, nil
+	return l
 }
 
 // has reports whether an address on a link is ours.
