@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 )
 
@@ -41,6 +43,22 @@ type Fault struct {
 	Line   int    `json:"line,omitempty" yaml:"line,omitempty"`
 	Column int    `json:"column,omitempty" yaml:"column,omitempty"`
 	What   string `json:"what" yaml:"what"`
+}
+
+// String returns the fault as file:line:col: what, as far as it is known.
+func (f Fault) String() string {
+	var b strings.Builder
+	if f.File != "" {
+		b.WriteString(f.File)
+		if f.Line > 0 {
+			fmt.Fprintf(&b, ":%d", f.Line)
+			if f.Column > 0 {
+				fmt.Fprintf(&b, ":%d", f.Column)
+			}
+		}
+		b.WriteString(": ")
+	}
+	return b.String() + f.What
 }
 
 // Unit is the state of one unit: a network's file or a VM's folder.
@@ -118,7 +136,10 @@ type NIC struct {
 	Default  bool       `json:"default" yaml:"default"`
 	Served   bool       `json:"served" yaml:"served"` // its network is applied and not standing by
 	LastSeen *time.Time `json:"last_seen,omitempty" yaml:"last_seen,omitempty"`
-	Why      string     `json:"why,omitempty" yaml:"why,omitempty"` // not served: why
+	// LeaseEnds is when the last lease that was given out for the NIC ends; absent where none was
+	// given out since the daemon started, or the lease is infinite.
+	LeaseEnds *time.Time `json:"lease_ends,omitempty" yaml:"lease_ends,omitempty"`
+	Why       string     `json:"why,omitempty" yaml:"why,omitempty"` // not served: why
 }
 
 // Explanation tells why a guest gets what it gets.
@@ -177,4 +198,34 @@ type WaitResult struct {
 	State     State    `json:"state" yaml:"state"`                             // the worst of them: rejected, then pending, then applied
 	Units     []Unit   `json:"units,omitempty" yaml:"units,omitempty"`         // those that are not applied
 	Unsettled []string `json:"unsettled,omitempty" yaml:"unsettled,omitempty"` // still open when the time was over
+}
+
+// Job is a job of the companion API.
+type Job struct {
+	ID        string     `json:"id" yaml:"id"`
+	Command   string     `json:"command" yaml:"command"`
+	Unit      string     `json:"unit,omitempty" yaml:"unit,omitempty"` // none: a bundle
+	User      string     `json:"user" yaml:"user"`
+	State     string     `json:"state" yaml:"state"` // open, done, failed
+	Percent   int        `json:"percent" yaml:"percent"`
+	Note      string     `json:"note,omitempty" yaml:"note,omitempty"`   // what an open job waits for
+	Error     string     `json:"error,omitempty" yaml:"error,omitempty"` // why it failed
+	Created   time.Time  `json:"created" yaml:"created"`
+	Completed *time.Time `json:"completed,omitempty" yaml:"completed,omitempty"`
+}
+
+// User is a user of the companion API.
+type User struct {
+	Name    string    `json:"name" yaml:"name"`
+	Role    string    `json:"role" yaml:"role"`
+	State   string    `json:"state" yaml:"state"`   // enabled, disabled, locked
+	Source  string    `json:"source" yaml:"source"` // native, ldap
+	Keys    bool      `json:"keys" yaml:"keys"`     // it has API keys
+	Created time.Time `json:"created" yaml:"created"`
+}
+
+// Keys are the API keys of a user; they are shown when they are made.
+type Keys struct {
+	APIKey    string `json:"apikey" yaml:"apikey"`
+	SecretKey string `json:"secretkey" yaml:"secretkey"`
 }

@@ -15,6 +15,7 @@ import (
 type resolution struct {
 	m       *Model
 	overlay map[*unit]*Content   // contents that are only asked about
+	turns   map[*unit]uint64     // of the overlay
 	moving  map[*unit]struct{}   // go from have to wanted
 	open    map[*unit]struct{}   // those of moving that may yet be taken back
 	blocked map[*unit][]Fault    // stay, and why
@@ -32,9 +33,9 @@ type resolution struct {
 // It starts with all of them moving, so that two VMs can swap addresses, and takes moves back: first
 // those that run into something that is settled, then, of two in conflict, the one with the weaker
 // claim. A taken-back move leaves its old content in force, which may block others in turn.
-func (m *Model) resolve(touched []*unit, left, overlay map[*unit]*Content) *resolution {
+func (m *Model) resolve(touched []*unit, left, overlay map[*unit]*Content, turns map[*unit]uint64) *resolution {
 	r := &resolution{
-		m: m, overlay: overlay,
+		m: m, overlay: overlay, turns: turns,
 		moving:  make(map[*unit]struct{}),
 		open:    make(map[*unit]struct{}),
 		blocked: make(map[*unit][]Fault),
@@ -214,7 +215,7 @@ func (r *resolution) takeBackWeaker() bool {
 	}
 	if !taken && len(losses) > 0 {
 		// Claims that beat each other in a ring: the last of them gives way.
-		u := slices.MaxFunc(slices.Collect(maps.Keys(losses)), func(a, b *unit) int { return compareClaims(a, b) })
+		u := slices.MaxFunc(slices.Collect(maps.Keys(losses)), r.compareClaims)
 		r.takeBack(u, losses[u].faults)
 		taken = true
 	}
@@ -230,7 +231,7 @@ func (r *resolution) takeBack(u *unit, why []Fault) {
 
 // letOneMove lets the first of the blocked move that nothing is in the way of if it goes alone.
 func (r *resolution) letOneMove() bool {
-	for _, u := range slices.SortedFunc(maps.Keys(r.blocked), compareClaims) {
+	for _, u := range slices.SortedFunc(maps.Keys(r.blocked), r.compareClaims) {
 		r.moving[u] = struct{}{}
 		if len(r.conflicts(u, func(*unit) bool { return true })) == 0 {
 			delete(r.blocked, u)
@@ -247,7 +248,7 @@ func (r *resolution) stronger(a, b *unit) bool {
 	if ha, hb := r.holdsAgainst(a, b), r.holdsAgainst(b, a); ha != hb {
 		return ha
 	}
-	return compareClaims(a, b) < 0
+	return r.compareClaims(a, b) < 0
 }
 
 // holdsAgainst tells whether a has in force already what its wanted content disputes with b's.
@@ -304,8 +305,16 @@ func hasMAC(c *Content, nic *NIC) bool {
 	return false
 }
 
-func compareClaims(a, b *unit) int {
-	return cmp.Or(cmp.Compare(a.turn, b.turn), compareUnits(a.id, b.id))
+// compareClaims puts whose content was put forward earlier first.
+func (r *resolution) compareClaims(a, b *unit) int {
+	return cmp.Or(cmp.Compare(r.turn(a), r.turn(b)), compareUnits(a.id, b.id))
+}
+
+func (r *resolution) turn(u *unit) uint64 {
+	if turn, ok := r.turns[u]; ok {
+		return turn
+	}
+	return u.turn
 }
 
 // conflicts tells what is between u's wanted content and the assumed contents of those units that

@@ -114,7 +114,7 @@ func (m *Model) Judge(changes []Change, now time.Time) []Move {
 		u.faults = nil
 		m.setWant(u, c.Content)
 	}
-	r := m.resolve(touched, left, nil)
+	r := m.resolve(touched, left, nil, nil)
 	var moves []Move
 	for u := range r.moving {
 		if _, seen := before[u]; !seen {
@@ -141,25 +141,27 @@ func (m *Model) Judge(changes []Change, now time.Time) []Move {
 
 func verdict(u *unit) string { return fmt.Sprint(len(u.faults) > 0, u.have != nil) }
 
-// Probe tells what Judge would reject the changes for, and changes nothing. Units that it does not
-// name would come into force or be pending.
+// Probe tells what Judge would reject the changes for, one after the other, and changes nothing. Units
+// that it does not name would come into force or be pending.
 func (m *Model) Probe(changes []Change) map[drop.Unit][]Fault {
 	overlay := make(map[*unit]*Content, len(changes))
+	turns := make(map[*unit]uint64, len(changes))
 	rejected := make(map[drop.Unit][]Fault)
 	var touched []*unit
-	for _, c := range changes {
+	for i, c := range changes {
 		if len(c.Faults) > 0 {
 			rejected[c.Unit] = c.Faults
 			continue
 		}
 		u := m.units[c.Unit]
 		if u == nil {
-			u = &unit{id: c.Unit, turn: m.turn + 1}
+			u = &unit{id: c.Unit}
 		}
 		overlay[u] = c.Content
+		turns[u] = m.turn + 1 + uint64(i)
 		touched = append(touched, u)
 	}
-	r := m.resolve(touched, nil, overlay)
+	r := m.resolve(touched, nil, overlay, turns)
 	for u, faults := range r.blocked {
 		if _, named := overlay[u]; named {
 			rejected[u.id] = faults
@@ -373,6 +375,11 @@ func (m *Model) Holder(network string, ip netip.Addr) *VM {
 	return nil
 }
 
+// earlier tells whether a's content was accepted before b's.
+func earlier(a, b *unit) bool {
+	return cmp.Or(cmp.Compare(a.turn, b.turn), compareUnits(a.id, b.id)) < 0
+}
+
 // HolderOfMAC returns the VM in force that a MAC in a network belongs to.
 func (m *Model) HolderOfMAC(network string, mac dhcp.MAC) *VM {
 	if u := m.holdMAC[macKey{network, mac}]; u != nil {
@@ -421,7 +428,7 @@ func (m *Model) Obstacle(vm string, nic *NIC) (f Fault, rejected bool) {
 		if name == nic.Network || u.have == nil || !u.have.Network.sameDevice(net) {
 			continue
 		}
-		if other := m.holdMAC[macKey{name, *nic.MAC}]; other != nil && other.id != id && compareClaims(other, m.units[id]) < 0 {
+		if other := m.holdMAC[macKey{name, *nic.MAC}]; other != nil && other.id != id && earlier(other, m.units[id]) {
 			return fault(nic.MACAt, "%s in network %s, on the same device, belongs to %s", nic.MAC, name, other.id.Path()), true
 		}
 	}

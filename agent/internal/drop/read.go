@@ -467,7 +467,7 @@ func (f *folder) hold(u Unit, l listing, c *Content) (open heldFiles, err error)
 		if err := f.dir.settled(u, fd, e); err != nil {
 			return open, err
 		}
-		if max := limit(u.Kind, e.name); e.sig.size > max {
+		if max := Limit(u.Kind, e.name); e.sig.size > max {
 			c.fault(path, "has %d bytes, allowed are %d", e.sig.size, max)
 			unix.Close(fd)
 			open = open[:len(open)-1]

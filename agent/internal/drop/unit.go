@@ -62,8 +62,8 @@ const (
 // vmFiles are the files of a VM, the one that makes it exist last.
 var vmFiles = [...]string{MetaDataFile, UserDataFile, VendorDataFile, PasswordFile, VMFile}
 
-// limit is the size in bytes of the largest file that is read.
-func limit(kind Kind, file string) int64 {
+// Limit is the size in bytes of the largest file that is read.
+func Limit(kind Kind, file string) int64 {
 	switch {
 	case kind == Network:
 		return 256 << 10

@@ -1,0 +1,265 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"vragent/agent/internal/api"
+	"vragent/agent/internal/drop"
+	"vragent/agent/internal/engine"
+	"vragent/agent/internal/state"
+	"vragent/dhcp"
+	"vragent/metadata"
+	"vragent/netcfg"
+)
+
+// Options are what the command line and tests give an agent. All may be left out.
+type Options struct {
+	Config  string    // path of agent.yaml; DefaultConfig if empty
+	Version string    // for status
+	Log     io.Writer // where log lines go; os.Stderr if nil
+	Ready   func()    // called once, when guests are served
+}
+
+// Agent is a daemon that has been built and not yet run, or that runs.
+type Agent struct {
+	opts    Options
+	log     *slog.Logger
+	logs    *logSwitch
+	started time.Time
+
+	kernel   *netcfg.Kernel
+	store    *state.Store
+	dir      *drop.Dir
+	dhcp     *dhcp.Server
+	metadata *metadata.Server
+	engine   *engine.Engine
+	socket   *api.UnixListener
+
+	mu     sync.Mutex // guards what follows
+	cfg    *Config
+	loaded time.Time
+	faults []error  // of the newest configuration on disk, if it could not be put in force
+	later  []string // changed keys that wait for a restart
+	ready  bool
+	notes  []string // what went wrong at the start without keeping the agent from it
+}
+
+// group is who may use the socket and the drop directory beside root.
+const group = "vragent"
+
+// New reads the configuration and opens what the agent needs: its state, the drop directory, the
+// kernel's network and the socket. Nothing is served yet. Faults of the configuration are
+// ConfigFaults, joined.
+func New(opts Options) (a *Agent, err error) {
+	if opts.Config == "" {
+		opts.Config = DefaultConfig
+	}
+	if opts.Log == nil {
+		opts.Log = os.Stderr
+	}
+	cfg, err := LoadConfig(opts.Config)
+	if err != nil {
+		return nil, err
+	}
+	a = &Agent{opts: opts, cfg: cfg, started: time.Now(), loaded: time.Now(), logs: newLogSwitch(opts.Log)}
+	a.logs.set(cfg.Log)
+	a.log = slog.New(a.logs)
+	defer func() {
+		if err != nil {
+			a.close()
+			a = nil
+		}
+	}()
+
+	powers, err := netcfg.ReadPowers()
+	if err != nil {
+		return a, fmt.Errorf("powers of the process: %w", err)
+	}
+	var report state.Report
+	if a.store, report, err = state.Open(filepath.Join(cfg.StateDir, "units"), state.Options{Logger: a.log}); err != nil {
+		return a, fmt.Errorf("state directory: %w", err)
+	}
+	if !report.Empty() {
+		a.log.Error("the state directory was damaged", "report", report.String())
+		a.notes = append(a.notes, "state directory: "+report.String())
+	}
+	if a.dir, err = drop.Open(cfg.DropDir, drop.Options{Logger: a.log, Group: group}); err != nil {
+		return a, err
+	}
+	if a.kernel, err = netcfg.Open(netcfg.Options{Log: a.log, RecordFile: filepath.Join(filepath.Dir(cfg.API.Socket), "addresses")}); err != nil {
+		return a, fmt.Errorf("network: %w", err)
+	}
+	key, err := tokenKey(a.store)
+	if err != nil {
+		// Tokens of this run end with it then, and clients fetch new ones.
+		a.log.Warn("key of session tokens is not kept", "err", err)
+	}
+	hosts, data := dhcp.NewTable(), metadata.NewTable()
+	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log})
+	a.metadata = metadata.NewServer(data, metadata.Options{
+		Logger: a.log, TokenKey: key, Hosts: cfg.Metadata.Hosts, Limits: limits(cfg),
+		Passwords: passwords{a},
+	})
+	a.engine = engine.New(engine.Parts{
+		Dir: a.dir, Store: a.store, Kernel: a.kernel, Powers: powers,
+		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log,
+	}, settings(cfg))
+	if a.socket, err = api.ListenUnix(cfg.API.Socket, group); err != nil {
+		return a, fmt.Errorf("socket: %w", err)
+	}
+	return a, nil
+}
+
+// close frees what New has opened.
+func (a *Agent) close() {
+	if a.socket != nil {
+		a.socket.Close()
+	}
+	if a.kernel != nil {
+		a.kernel.Close()
+	}
+	if a.dir != nil {
+		a.dir.Close()
+	}
+	if a.store != nil {
+		if err := a.store.Close(); err != nil {
+			a.log.Error("state directory", "err", err)
+		}
+	}
+}
+
+// Run serves until ctx ends, then stops in order and returns nil; an error is what ended it before.
+// It is called once.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.kernel.Run(ctx) })
+	g.Go(func() error { return a.dhcp.Run(ctx) })
+	g.Go(func() error { return a.metadata.Run(ctx) })
+	g.Go(func() error {
+		return api.Serve(ctx, a.socket, api.Local(a, api.LocalOptions{Ready: a.isReady, Healthy: a.isHealthy, Log: a.log}), a.log)
+	})
+	g.Go(func() error {
+		if err := a.engine.Load(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		g.Go(func() error { return a.dir.Run(ctx) })
+		g.Go(func() error { return a.engine.Run(ctx) })
+		a.mu.Lock()
+		a.ready = true
+		a.mu.Unlock()
+		a.log.Info("serving", "drop_dir", a.dir.Path(), "after", time.Since(a.started).Round(time.Millisecond))
+		if a.opts.Ready != nil {
+			a.opts.Ready()
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// Reload reads the configuration again and the whole drop directory. What can change does; a fault
+// keeps the old configuration in force and is reported.
+func (a *Agent) Reload() error {
+	cfg, err := LoadConfig(a.opts.Config)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.engine.Rescan()
+	if err != nil {
+		a.faults = unjoin(err)
+		for _, f := range a.faults {
+			a.log.Error("configuration not put in force; the old one stays", "fault", f)
+		}
+		return err
+	}
+	old := a.cfg
+	if a.later = restartKeys(old, cfg); len(a.later) > 0 {
+		a.log.Warn("some keys change at the next start only", "keys", a.later)
+		// They go on being compared with what is in force.
+		cfg.DropDir, cfg.StateDir, cfg.API.Socket = old.DropDir, old.StateDir, old.API.Socket
+	}
+	a.cfg, a.faults, a.loaded = cfg, nil, time.Now()
+	a.logs.set(cfg.Log)
+	a.metadata.SetLimits(limits(cfg))
+	a.metadata.SetHosts(cfg.Metadata.Hosts)
+	a.engine.Set(settings(cfg))
+	a.log.Info("configuration in force", "files", cfg.Files)
+	return nil
+}
+
+// isHealthy tells whether the agent works: whether its one writer can still be reached.
+func (a *Agent) isHealthy() error {
+	done := make(chan struct{})
+	go func() {
+		a.engine.Alive()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(healthTime):
+		return errors.New("the engine does not answer")
+	}
+}
+
+const healthTime = 5 * time.Second
+
+// Healthy is isHealthy for the watchdog.
+func (a *Agent) Healthy() error { return a.isHealthy() }
+
+func (a *Agent) isReady() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.ready {
+		return errors.New("starting: the drop directory is being read")
+	}
+	return nil
+}
+
+func settings(cfg *Config) engine.Settings {
+	return engine.Settings{PublicInterface: cfg.PublicInterface, TokensRequired: cfg.Metadata.TokensRequired}
+}
+
+func limits(cfg *Config) metadata.Limits {
+	return metadata.Limits{Rate: cfg.Metadata.GuestRate, Connections: cfg.Metadata.GuestConns}
+}
+
+// tokenKey returns the key that signs session tokens, the same at every start.
+func tokenKey(store *state.Store) ([]byte, error) {
+	const name = "key/tokens"
+	key, err := store.Get(name)
+	if err == nil && len(key) == 32 {
+		return key, nil
+	}
+	key = randomKey()
+	var batch state.Batch
+	batch.Put(name, key)
+	return key, store.Commit(&batch)
+}
+
+func unjoin(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// passwords hands the engine to the password server, which is made before it.
+type passwords struct{ a *Agent }
+
+func (p passwords) Password(vm string) (string, bool) { return p.a.engine.Password(vm) }
+func (p passwords) Taken(ctx context.Context, vm, password string) error {
+	return p.a.engine.Taken(ctx, vm, password)
+}

@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"vragent/agent/internal/strict"
+)
+
+// DefaultConfig is where the packages put the configuration.
+const DefaultConfig = "/etc/vragent/agent.yaml"
+
+// Config is a valid configuration: agent.yaml with agent.d/*.yaml laid over it.
+type Config struct {
+	DropDir         string
+	StateDir        string
+	Log             LogConfig
+	API             APIConfig
+	PublicInterface string
+	Metadata        MetadataConfig
+
+	// Files are those that were read, in order.
+	Files []string
+}
+
+// LogConfig says what is logged, and how.
+type LogConfig struct {
+	Level slog.Level
+	JSON  bool
+}
+
+// APIConfig says where the agent is spoken to, and the limits of that.
+type APIConfig struct {
+	Socket string
+}
+
+// MetadataConfig says how guests are served by default.
+type MetadataConfig struct {
+	TokensRequired bool
+	GuestRate      int // requests a second, 0 = no limit
+	GuestConns     int // 0 = no limit
+	Hosts          []string
+}
+
+// ConfigFault is one thing that is wrong with a configuration file. Line and Column count from 1;
+// Column is 0 for faults of YAML's own syntax, both are 0 where the file cannot be read.
+type ConfigFault struct {
+	File         string
+	Line, Column int
+	What         string
+}
+
+func (f ConfigFault) Error() string {
+	return f.File + ":" + strict.Fault{Line: f.Line, Column: f.Column, What: f.What}.Error()
+}
+
+func defaultConfig() *Config {
+	return &Config{
+		DropDir:         "/var/lib/vragent/drop",
+		StateDir:        "/var/lib/vragent/state",
+		API:             APIConfig{Socket: "/run/vragent/api.sock"},
+		PublicInterface: "eth2",
+		Metadata:        MetadataConfig{GuestRate: 200, GuestConns: 64},
+	}
+}
+
+// LoadConfig reads the configuration at path and what is laid over it. The error joins all faults,
+// each a ConfigFault.
+func LoadConfig(path string) (*Config, error) {
+	cfg := defaultConfig()
+	files := []string{path}
+	over, err := filepath.Glob(filepath.Join(filepath.Dir(path), "agent.d", "*.yaml"))
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	slices.Sort(over)
+	var faults []error
+	for _, file := range append(files, over...) {
+		if strings.HasPrefix(filepath.Base(file), ".") {
+			continue
+		}
+		data, err := os.ReadFile(file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			faults = append(faults, ConfigFault{File: file, What: "does not exist; make it (an empty file will do) or name another one by --config"})
+			continue
+		case err != nil:
+			var pathErr *fs.PathError
+			if errors.As(err, &pathErr) {
+				err = pathErr.Err
+			}
+			faults = append(faults, ConfigFault{File: file, What: "cannot be read: " + err.Error()})
+			continue
+		}
+		cfg.Files = append(cfg.Files, file)
+		for _, f := range cfg.lay(data) {
+			faults = append(faults, ConfigFault{File: file, Line: f.Line, Column: f.Column, What: f.What})
+		}
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	return cfg, nil
+}
+
+// lay reads one file over what cfg holds, key by key.
+func (cfg *Config) lay(data []byte) []strict.Fault {
+	d, m := strict.Read(data)
+	if faults := d.Faults(); len(faults) > 0 {
+		return faults
+	}
+	absolute(m, "drop_dir", &cfg.DropDir)
+	absolute(m, "state_dir", &cfg.StateDir)
+	if within(cfg.StateDir, cfg.DropDir) || within(cfg.DropDir, cfg.StateDir) {
+		m.Faultf(cmp.Or(present(m, "state_dir"), "drop_dir"), "state_dir %s and drop_dir %s lie in one another; they must be apart", cfg.StateDir, cfg.DropDir)
+	}
+	log := m.Mapping("log")
+	if t := log.Text("level"); t.Set {
+		if err := cfg.Log.Level.UnmarshalText([]byte(t.Value)); err != nil || !slices.Contains([]string{"debug", "info", "warn", "error"}, t.Value) {
+			log.Faultf("level", "is %q; it must be debug, info, warn or error", t.Value)
+		}
+	}
+	if t := log.Text("format"); t.Set {
+		if cfg.Log.JSON = t.Value == "json"; t.Value != "json" && t.Value != "text" {
+			log.Faultf("format", "is %q; it must be text or json", t.Value)
+		}
+	}
+	log.Done()
+	api := m.Mapping("api")
+	absolute(api, "socket", &cfg.API.Socket)
+	if len(cfg.API.Socket) > 107 {
+		api.Faultf("socket", "is %d bytes long; the system takes socket paths of up to 107", len(cfg.API.Socket))
+	}
+	api.Done()
+	if t := m.Text("public_interface"); t.Set {
+		cfg.PublicInterface = t.Value
+		if !regexp.MustCompile(`^[^\s/:%]{0,15}$`).MatchString(t.Value) {
+			m.Faultf("public_interface", "is %q; it must be the name of a network device, like eth2", t.Value)
+		}
+	}
+	md := m.Mapping("metadata")
+	if t := md.Text("tokens"); t.Set {
+		if cfg.Metadata.TokensRequired = t.Value == "required"; t.Value != "required" && t.Value != "optional" {
+			md.Faultf("tokens", "is %q; it must be optional or required", t.Value)
+		}
+	}
+	cfg.Metadata.GuestRate = int(md.Int("guest_rate", int64(cfg.Metadata.GuestRate), 0, 1_000_000))
+	cfg.Metadata.GuestConns = int(md.Int("guest_connections", int64(cfg.Metadata.GuestConns), 0, 1_000_000))
+	if md.Has("hosts") {
+		cfg.Metadata.Hosts = nil
+		for _, t := range md.Texts("hosts") {
+			host := strings.ToLower(strings.TrimSuffix(t.Value, "."))
+			if !hostPattern.MatchString(host) {
+				md.FaultAt(t.Pos, "hosts", "%q is no host name", t.Value)
+			}
+			cfg.Metadata.Hosts = append(cfg.Metadata.Hosts, host)
+		}
+	}
+	md.Done()
+	m.Done()
+	return d.Faults()
+}
+
+var hostPattern = regexp.MustCompile(`^[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?$`)
+
+func absolute(m *strict.Mapping, key string, value *string) {
+	t := m.Text(key)
+	if !t.Set {
+		return
+	}
+	if !filepath.IsAbs(t.Value) || filepath.Clean(t.Value) == "/" {
+		m.Faultf(key, "is %q; it must be an absolute path, like %s", t.Value, *value)
+		return
+	}
+	*value = filepath.Clean(t.Value)
+}
+
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+func present(m *strict.Mapping, key string) string {
+	if m.Has(key) {
+		return key
+	}
+	return ""
+}
+
+// restartKeys names what differs between two configurations and cannot change live.
+func restartKeys(old, new *Config) []string {
+	var keys []string
+	for key, differ := range map[string]bool{
+		"drop_dir":   old.DropDir != new.DropDir,
+		"state_dir":  old.StateDir != new.StateDir,
+		"api.socket": old.API.Socket != new.API.Socket,
+	} {
+		if differ {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,94 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"vragent/agent/internal/drop"
+	"vragent/agent/internal/state"
+)
+
+// taken is the record of a password that a guest has taken: never the password itself.
+type taken struct {
+	Salt []byte `json:"salt"`
+	Hash []byte `json:"hash"` // SHA-256 of salt and password
+}
+
+func (t taken) is(password string) bool {
+	sum := sha256.Sum256(append(t.Salt[:len(t.Salt):len(t.Salt)], password...))
+	return subtle.ConstantTimeCompare(sum[:], t.Hash) == 1
+}
+
+// Password implements metadata.Passwords: what was dropped for the VM, unless it has been taken.
+func (e *Engine) Password(vm string) (string, bool) {
+	unit := drop.Unit{Kind: drop.VM, Name: vm}
+	e.mu.RLock()
+	v, ok := e.model.View(unit)
+	e.mu.RUnlock()
+	if !ok || v.Have == nil || v.Have.VM.Password == "" {
+		return "", false
+	}
+	t, err := e.takenPassword(unit)
+	if err != nil {
+		// Better none than one that was taken before.
+		e.Log.Error("record of taken passwords cannot be read", "vm", vm, "err", err)
+		return "", false
+	}
+	if t != nil && t.is(v.Have.VM.Password) {
+		return "", false
+	}
+	return v.Have.VM.Password, true
+}
+
+func (e *Engine) takenPassword(unit drop.Unit) (*taken, error) {
+	value, err := e.Store.Get(takenPrefix + unit.Path())
+	if errors.Is(err, state.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	t := new(taken)
+	if err := json.Unmarshal(value, t); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Taken implements metadata.Passwords. The record comes first; the file is removed then, and that it
+// cannot be removed changes nothing: the record counts.
+func (e *Engine) Taken(_ context.Context, vm, password string) error {
+	unit := drop.Unit{Kind: drop.VM, Name: vm}
+	e.taking.Lock()
+	defer e.taking.Unlock()
+	e.mu.RLock()
+	v, ok := e.model.View(unit)
+	e.mu.RUnlock()
+	if !ok || v.Have == nil {
+		return fmt.Errorf("VM %s is not in force", vm)
+	}
+	t := taken{Salt: make([]byte, 16)}
+	rand.Read(t.Salt)
+	sum := sha256.Sum256(append(t.Salt[:len(t.Salt):len(t.Salt)], password...))
+	t.Hash = sum[:]
+	value, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	var batch state.Batch
+	batch.Put(takenPrefix+unit.Path(), value)
+	if err := e.Store.Commit(&batch); err != nil {
+		return fmt.Errorf("record of taken passwords: %w", err)
+	}
+	if v.Have.VM.Password == password {
+		if err := e.Dir.RemovePassword(vm, password); err != nil {
+			e.Log.Warn("taken password stays in the drop directory; it is not given out again", "vm", vm, "err", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,295 @@
+package engine
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+
+	"vragent/agent/internal/desired"
+	"vragent/agent/internal/drop"
+	"vragent/agent/internal/state"
+)
+
+// Keys of the state store.
+//
+//	unit/networks/guest-1.yaml     record of the content in force
+//	unit/vms/i-2-34-VM
+//	data/vms/i-2-34-VM/user-data/HASH    its bytes
+//	taken/vms/i-2-34-VM            salted hash of the password that the guest has taken
+const (
+	unitPrefix  = "unit/"
+	dataPrefix  = "data/"
+	takenPrefix = "taken/"
+)
+
+// recordFormat changes whenever a release would misread Document. Text then brings the unit back: the
+// files as they were accepted are parsed anew.
+const recordFormat = 1
+
+// record is what the state directory holds of a unit in force.
+type record struct {
+	Format      int    `json:"format"`
+	Order       uint64 `json:"order"` // of acceptance; clocks step, so time stamps are no order
+	Generation  uint64 `json:"generation"`
+	Fingerprint string `json:"fingerprint"`
+	NetAdmin    bool   `json:"net_admin"` // the power that it was judged with
+
+	Network *desired.Network `json:"network,omitempty"`
+	VM      *desired.VM      `json:"vm,omitempty"`
+	Notes   []string         `json:"notes,omitempty"`
+
+	Text map[string]string `json:"text"` // the small files as they were accepted
+}
+
+// write puts moves on disk in one batch and returns what goes with each new content.
+func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content) (map[drop.Unit]*known, error) {
+	var batch state.Batch
+	writes := make(map[drop.Unit]*known, len(moves))
+	for _, mv := range moves {
+		path := mv.Unit.Path()
+		oldData, newData := blobs(mv.Old), blobs(mv.New)
+		if mv.New == nil {
+			batch.Delete(unitPrefix + path)
+			batch.Delete(takenPrefix + path)
+			writes[mv.Unit] = nil
+		} else {
+			e.order++
+			k := &known{order: e.order, generation: e.order}
+			if old := e.known[mv.Unit]; old != nil {
+				k.generation = old.generation
+			}
+			c := contents[mv.Unit]
+			k.fingerprint = c.Fingerprint
+			for name, b := range newData {
+				if old := oldData[name]; old == nil || old.Hash != b.Hash {
+					batch.Put(dataKey(path, name, b), c.Files[name].Data)
+				}
+			}
+			if err := e.putRecord(&batch, mv.New, k, c); err != nil {
+				return nil, err
+			}
+			writes[mv.Unit] = k
+		}
+		for name, b := range oldData {
+			if kept := newData[name]; kept == nil || kept.Hash != b.Hash {
+				batch.Delete(dataKey(path, name, b))
+			}
+		}
+	}
+	if err := e.Store.Commit(&batch); err != nil {
+		return nil, err
+	}
+	return writes, nil
+}
+
+func (e *Engine) putRecord(batch *state.Batch, content *desired.Content, k *known, c drop.Content) error {
+	path := content.Unit.Path()
+	value, err := json.Marshal(record{
+		Format: recordFormat, Order: k.order, Generation: k.generation, Fingerprint: k.fingerprint, NetAdmin: e.Powers.NetAdmin,
+		Network: content.Network, VM: content.VM, Notes: content.Notes, Text: texts(c),
+	})
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", path, err)
+	}
+	batch.Put(unitPrefix+path, value)
+	return nil
+}
+
+// refresh notes the fingerprints of units whose files were touched without a change of content, so
+// that the next start need not read them again. That it fails costs that reading and no more.
+func (e *Engine) refresh(contents map[drop.Unit]drop.Content) {
+	var batch state.Batch
+	fresh := make(map[drop.Unit]*known)
+	e.mu.RLock()
+	for u, c := range contents {
+		k := e.known[u]
+		if v, ok := e.model.View(u); ok && v.Settled && v.Have != nil && k != nil && k.fingerprint != c.Fingerprint {
+			now := *k
+			now.fingerprint = c.Fingerprint
+			if e.putRecord(&batch, v.Have, &now, c) == nil {
+				fresh[u] = &now
+			}
+		}
+	}
+	e.mu.RUnlock()
+	if len(fresh) == 0 {
+		return
+	}
+	if err := e.Store.Commit(&batch); err != nil {
+		e.Log.Debug("fingerprints not kept", "err", err)
+		return
+	}
+	e.mu.Lock()
+	maps.Copy(e.known, fresh)
+	e.mu.Unlock()
+}
+
+// blobs returns the contents of a VM that are kept as files of their own, by file name.
+func blobs(c *desired.Content) map[string]*desired.Blob {
+	if c == nil || c.VM == nil {
+		return nil
+	}
+	m := make(map[string]*desired.Blob, 2)
+	if c.VM.UserData != nil {
+		m[drop.UserDataFile] = c.VM.UserData
+	}
+	if c.VM.VendorData != nil {
+		m[drop.VendorDataFile] = c.VM.VendorData
+	}
+	return m
+}
+
+func dataKey(path, name string, b *desired.Blob) string {
+	return dataPrefix + path + "/" + name + "/" + b.Hash
+}
+
+// texts returns the small files of a unit, by name.
+func texts(c drop.Content) map[string]string {
+	m := make(map[string]string, len(c.Files))
+	for name, f := range c.Files {
+		if name != drop.UserDataFile && name != drop.VendorDataFile {
+			m[name] = string(f.Data)
+		}
+	}
+	return m
+}
+
+// restore puts in force what the state directory holds. A record that cannot be used is reported and
+// left out; the unit's files bring it back.
+func (e *Engine) restore() error {
+	type restored struct {
+		record
+		content *desired.Content
+	}
+	var list []restored
+	err := e.Store.Each(unitPrefix, -1, func(key string, value []byte) error {
+		path := strings.TrimPrefix(key, unitPrefix)
+		unit, err := drop.ParsePath(path)
+		if err != nil {
+			e.Log.Warn("record of no unit left out", "key", key, "err", err)
+			return nil
+		}
+		r := restored{}
+		if r.record, r.content, err = e.readRecord(unit, value); err != nil {
+			e.Log.Warn("record left out; the unit's files are read anew", "unit", path, "err", err)
+			return nil
+		}
+		list = append(list, r)
+		return nil
+	})
+	if err != nil && !errors.Is(err, state.ErrDamaged) {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	slices.SortFunc(list, func(a, b restored) int { return cmp.Compare(a.Order, b.Order) })
+	now := e.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var moves []desired.Move
+	live := make(map[string]bool, len(list))
+	for _, r := range list {
+		unit := r.content.Unit
+		for _, left := range e.model.Restore([]*desired.Content{r.content}, now) {
+			e.Log.Warn("record in conflict with an earlier one left out", "unit", left.Unit.Path())
+		}
+		if v, ok := e.model.View(unit); !ok || v.Have != r.content {
+			continue
+		}
+		e.known[unit] = &known{order: r.Order, generation: r.Generation, fingerprint: r.Fingerprint}
+		e.order = max(e.order, r.Order)
+		moves = append(moves, desired.Move{Unit: unit, New: r.content})
+		for name, b := range blobs(r.content) {
+			live[dataKey(unit.Path(), name, b)] = true
+		}
+	}
+	e.publish(moves)
+	e.sweep(live)
+	return nil
+}
+
+// readRecord returns the content that a record holds, from its files where another release wrote it.
+func (e *Engine) readRecord(unit drop.Unit, value []byte) (record, *desired.Content, error) {
+	var r record
+	if err := json.Unmarshal(value, &r); err != nil {
+		return r, nil, err
+	}
+	content := &desired.Content{Unit: unit, Network: r.Network, VM: r.VM, Notes: r.Notes}
+	if r.Format != recordFormat {
+		c := drop.Content{Unit: unit, Exists: true, Files: make(map[string]drop.File), Notes: r.Notes}
+		for name, text := range r.Text {
+			c.Files[name] = drop.File{Name: name, Data: []byte(text)}
+		}
+		parsed, faults := desired.Parse(c, e.powers())
+		if parsed == nil {
+			return r, nil, fmt.Errorf("format %d: %v", r.Format, faults)
+		}
+		content = parsed
+		// The bytes lie in the store under their hash.
+		for key := range e.Store.Keys(dataPrefix + unit.Path() + "/") {
+			name, hash, _ := strings.Cut(strings.TrimPrefix(key, dataPrefix+unit.Path()+"/"), "/")
+			size, _ := e.Store.Size(key)
+			switch b := (&desired.Blob{Size: size, Hash: hash}); name {
+			case drop.UserDataFile:
+				content.VM.UserData = b
+			case drop.VendorDataFile:
+				content.VM.VendorData = b
+			}
+		}
+	}
+	if (unit.Kind == drop.Network) != (content.Network != nil) || (unit.Kind == drop.VM) != (content.VM != nil) {
+		return r, nil, errors.New("holds no content of this kind")
+	}
+	if r.NetAdmin != e.Powers.NetAdmin {
+		// What a file may ask for, and what it means by default, depends on the power: read it anew.
+		r.Fingerprint = ""
+		if content.Network != nil && !e.Powers.NetAdmin {
+			content.Network.Withhold()
+		}
+	}
+	for name, b := range blobs(content) {
+		if size, ok := e.Store.Size(dataKey(unit.Path(), name, b)); !ok || size != b.Size {
+			return r, nil, fmt.Errorf("%s is not in the store", name)
+		}
+	}
+	return r, content, nil
+}
+
+// sweep removes bytes that no record refers to any more: a crash between two releases or a damaged
+// record leaves some.
+func (e *Engine) sweep(live map[string]bool) {
+	var batch state.Batch
+	for key := range e.Store.Keys(dataPrefix) {
+		if !live[key] {
+			batch.Delete(key)
+		}
+	}
+	if err := e.Store.Commit(&batch); err != nil {
+		e.Log.Warn("bytes without a record stay in the state directory", "err", err)
+	}
+}
+
+// blobContent serves bytes of the store. It implements metadata.Content.
+type blobContent struct {
+	store *state.Store
+	key   string
+	blob  *desired.Blob
+}
+
+func (c *blobContent) Size() int64  { return c.blob.Size }
+func (c *blobContent) ETag() string { return c.blob.Hash[:32] }
+
+func (c *blobContent) Open() (io.ReadSeekCloser, error) {
+	v, err := c.store.Open(c.key)
+	if errors.Is(err, state.ErrNotFound) {
+		return nil, fs.ErrNotExist // replaced meanwhile
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}

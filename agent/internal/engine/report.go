@@ -1,0 +1,550 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"vragent/agent/internal/api"
+	"vragent/agent/internal/desired"
+	"vragent/agent/internal/drop"
+	"vragent/dhcp"
+)
+
+// Status reports what the engine knows of its units and of itself; the agent adds the rest.
+func (e *Engine) Status(context.Context) api.Status {
+	watch := e.Dir.Status()
+	s := api.Status{
+		DropDir:  e.Dir.Path(),
+		Networks: map[api.State]int{api.Applied: 0, api.Pending: 0, api.Rejected: 0},
+		VMs:      map[api.State]int{api.Applied: 0, api.Pending: 0, api.Rejected: 0},
+		Watch:    api.WatchStatus{Watched: watch.Watched, Unwatched: watch.Unwatched, QuietTime: watch.QuietTime},
+		Powers: map[string]bool{
+			"net_admin": e.Powers.NetAdmin, "net_raw": e.Powers.NetRaw,
+			"net_bind_service": e.Powers.NetBindService, "lease": e.Powers.Lease,
+		},
+	}
+	for _, u := range watch.Unsettled {
+		s.Watch.Unsettled = append(s.Watch.Unsettled, u.Path())
+	}
+	s.Faults = append(s.Faults, watch.Notes...)
+	if watch.Missing {
+		s.Faults = append(s.Faults, fmt.Sprintf("drop directory %s is missing; what was in force stays so; make the directory again", e.Dir.Path()))
+	}
+	e.mu.RLock()
+	for v := range e.model.Views() {
+		u := e.unit(v)
+		if v.Unit.Kind == drop.Network {
+			s.Networks[u.State]++
+		} else {
+			s.VMs[u.State]++
+		}
+		if u.State != api.Applied || len(u.Notes) > 0 {
+			s.Units = append(s.Units, u)
+		}
+	}
+	for _, what := range e.faults {
+		s.Faults = append(s.Faults, what)
+	}
+	e.mu.RUnlock()
+	slices.SortFunc(s.Units, func(a, b api.Unit) int { return cmp.Compare(a.Unit, b.Unit) })
+	for _, f := range e.DHCP.Faults() {
+		s.Faults = append(s.Faults, fmt.Sprintf("DHCP on %s: %v", f.Device, f.Err))
+	}
+	for _, err := range e.Metadata.Faults() {
+		s.Faults = append(s.Faults, err.Error())
+	}
+	for i, f := range e.Kernel.NeighborFaults() {
+		if i == 5 {
+			s.Faults = append(s.Faults, fmt.Sprintf("and %d more neighbor entries that could not be made", len(e.Kernel.NeighborFaults())-i))
+			break
+		}
+		s.Faults = append(s.Faults, fmt.Sprintf("neighbor entry %s on %s: %v", f.IP, f.Device, f.Err))
+	}
+	slices.Sort(s.Faults)
+	return s
+}
+
+// unit judges what a unit's state is now: besides its files, the networks and devices that it needs
+// take part. The caller holds e.mu.
+func (e *Engine) unit(v desired.View) api.Unit {
+	u := api.Unit{Unit: v.Unit.Path(), State: api.Applied, InForce: v.Have != nil, Since: v.Since, Notes: v.Notes}
+	for _, f := range v.Faults {
+		u.State = api.Rejected
+		u.Reasons = append(u.Reasons, fault(f))
+	}
+	switch {
+	case v.Have == nil || u.State == api.Rejected:
+	case v.Unit.Kind == drop.Network:
+		if p := e.places[v.Unit.Name]; p.device == "" && p.why != "" && !v.Have.Network.Relay {
+			u.State = api.Pending
+			u.Reasons = append(u.Reasons, api.Fault{File: v.Unit.Path(), What: p.why})
+		}
+	default:
+		for i := range v.Have.VM.NICs {
+			nic := &v.Have.VM.NICs[i]
+			if f, rejected := e.model.Obstacle(v.Unit.Name, nic); rejected {
+				u.State = api.Rejected
+				u.Reasons = append(u.Reasons, nicFault(i, fault(f)))
+			} else if f.What != "" {
+				if u.State == api.Applied {
+					u.State = api.Pending
+				}
+				u.Reasons = append(u.Reasons, nicFault(i, fault(f)))
+			} else if p := e.places[nic.Network]; p.device == "" && p.why != "" && !e.model.Network(nic.Network).Relay {
+				if u.State == api.Applied {
+					u.State = api.Pending
+				}
+				u.Reasons = append(u.Reasons, api.Fault{
+					File: v.Unit.Path() + "/vm.yaml", Line: nic.At.Line, Column: nic.At.Column,
+					What: fmt.Sprintf("nics[%d]: network %s %s", i, nic.Network, p.why),
+				})
+			}
+		}
+	}
+	return u
+}
+
+func fault(f desired.Fault) api.Fault {
+	return api.Fault{File: f.File, Line: f.Line, Column: f.Column, What: f.What}
+}
+
+func nicFault(i int, f api.Fault) api.Fault {
+	f.What = fmt.Sprintf("nics[%d]: %s", i, f.What)
+	return f
+}
+
+// Networks reports all networks, by name.
+func (e *Engine) Networks(context.Context) []api.Network {
+	e.mu.RLock()
+	guests := make(map[string]int)
+	var list []api.Network
+	for v := range e.model.Views() {
+		switch {
+		case v.Unit.Kind == drop.Network:
+			list = append(list, e.network(v))
+		case v.Have != nil:
+			for _, nic := range v.Have.VM.NICs {
+				guests[nic.Network]++
+			}
+		}
+	}
+	e.mu.RUnlock()
+	for i := range list {
+		list[i].Guests = guests[list[i].Name]
+	}
+	slices.SortFunc(list, func(a, b api.Network) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// network reports one network, without the number of its guests. The caller holds e.mu.
+func (e *Engine) network(v desired.View) api.Network {
+	r := api.Network{Unit: e.unit(v), Name: v.Unit.Name}
+	n := v.Have
+	if n == nil {
+		n = v.Want
+	}
+	if n == nil {
+		return r
+	}
+	r.Device = n.Network.Interface
+	r.Subnet = n.Network.Subnet().String()
+	r.Gateway = n.Network.Gateway.Addr().String()
+	r.Serving = n.Network.Serving().String()
+	if v.Have == nil {
+		return r
+	}
+	p := e.places[v.Unit.Name]
+	if p.device != "" {
+		r.Device = p.device
+	}
+	r.Standby = r.State != api.Pending && !p.serving
+	return r
+}
+
+// VMs reports all VMs, by name.
+func (e *Engine) VMs(context.Context) []api.VM {
+	e.mu.RLock()
+	var list []api.VM
+	for v := range e.model.Views() {
+		if v.Unit.Kind == drop.VM {
+			list = append(list, e.vm(v))
+		}
+	}
+	e.mu.RUnlock()
+	slices.SortFunc(list, func(a, b api.VM) int { return cmp.Compare(a.Name, b.Name) })
+	return list
+}
+
+// vm reports one VM. The caller holds e.mu.
+func (e *Engine) vm(v desired.View) api.VM {
+	r := api.VM{Unit: e.unit(v), Name: v.Unit.Name, NICs: []api.NIC{}}
+	c := v.Have
+	if c == nil {
+		c = v.Want
+	}
+	if c == nil {
+		return r
+	}
+	r.Hostname = c.VM.Hostname
+	for i := range c.VM.NICs {
+		nic := &c.VM.NICs[i]
+		n := api.NIC{Network: nic.Network, IPv4: nic.IPv4.String(), Default: nic.Default}
+		if nic.MAC != nil {
+			n.MAC = nic.MAC.String()
+			if seen, ok := e.DHCPTable.Seen(nic.Network, *nic.MAC); ok && !seen.At.IsZero() {
+				at := seen.At
+				n.LastSeen = &at
+			}
+		}
+		switch p := e.places[nic.Network]; {
+		case v.Have == nil:
+			n.Why = "the VM is not in force"
+		default:
+			if f, _ := e.model.Obstacle(v.Unit.Name, nic); f.What != "" {
+				n.Why = f.What
+			} else if !p.serving {
+				n.Why = fmt.Sprintf("network %s %s", nic.Network, p.why)
+			} else {
+				n.Served = true
+			}
+		}
+		r.NICs = append(r.NICs, n)
+	}
+	return r
+}
+
+// VM reports one VM by name.
+func (e *Engine) VM(_ context.Context, name string) (api.VM, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	v, ok := e.model.View(drop.Unit{Kind: drop.VM, Name: name})
+	if !ok {
+		return api.VM{}, api.ErrUnknown
+	}
+	return e.vm(v), nil
+}
+
+// Network reports one network by name, without the number of its guests.
+func (e *Engine) Network(_ context.Context, name string) (api.Network, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	v, ok := e.model.View(drop.Unit{Kind: drop.Network, Name: name})
+	if !ok {
+		return api.Network{}, api.ErrUnknown
+	}
+	return e.network(v), nil
+}
+
+// waiter is a wait for units to be judged.
+type waiter struct {
+	open map[drop.Unit]bool
+}
+
+// openWaiters returns the waits that are under way when a batch begins: what the batch reads is at
+// least as new as what they are for.
+func (e *Engine) openWaiters() []*waiter {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var list []*waiter
+	for w := range e.waiters {
+		list = append(list, w)
+	}
+	return list
+}
+
+func (e *Engine) closeWaiters(list []*waiter, u drop.Unit) {
+	if len(list) == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range list {
+		delete(w.open, u)
+	}
+}
+
+// settle waits until what was in the drop directory at the call has been judged: units, or all where
+// there are none. It returns what is still open when ctx ends, with ctx's error.
+func (e *Engine) settle(ctx context.Context, units []drop.Unit) ([]drop.Unit, error) {
+	open, err := e.Dir.Barrier(ctx, units)
+	if err != nil {
+		return units, err
+	}
+	if len(open) == 0 {
+		return nil, nil
+	}
+	w := &waiter{open: make(map[drop.Unit]bool, len(open))}
+	for _, u := range open {
+		w.open[u] = true
+	}
+	e.mu.Lock()
+	e.waiters[w] = struct{}{}
+	news := e.news
+	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		delete(e.waiters, w)
+		e.mu.Unlock()
+	}()
+	for {
+		// A unit may have been judged between the barrier and the wait: then drop has nothing more
+		// to do for it.
+		still, err := e.Dir.Barrier(ctx, open)
+		e.mu.RLock()
+		open = open[:0]
+		for u := range w.open {
+			if err != nil || slices.Contains(still, u) {
+				open = append(open, u)
+			}
+		}
+		e.mu.RUnlock()
+		if len(open) == 0 || err != nil {
+			return open, err
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return open, ctx.Err()
+		}
+		e.mu.RLock()
+		news = e.news
+		e.mu.RUnlock()
+	}
+}
+
+// Wait implements api.Backend.
+func (e *Engine) Wait(ctx context.Context, paths []string) (api.WaitResult, error) {
+	units := make([]drop.Unit, 0, len(paths))
+	for _, path := range paths {
+		u, err := e.parsePath(path)
+		if err != nil {
+			return api.WaitResult{}, fmt.Errorf("%w: %w", api.ErrUnknown, err)
+		}
+		units = append(units, u)
+	}
+	open, err := e.settle(ctx, units)
+	r := api.WaitResult{State: api.Applied}
+	for _, u := range open {
+		r.Unsettled = append(r.Unsettled, u.Path())
+	}
+	slices.Sort(r.Unsettled)
+	halves := make(map[drop.Unit]bool)
+	for _, u := range units {
+		halves[u] = u.Kind == drop.VM && len(e.Dir.List(u)) > 0
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	add := func(v desired.View) {
+		u := e.unit(v)
+		if u.State == api.Applied {
+			return
+		}
+		r.Units = append(r.Units, u)
+		if u.State == api.Rejected || r.State == api.Applied {
+			r.State = u.State
+		}
+	}
+	if len(paths) == 0 {
+		for v := range e.model.Views() {
+			add(v)
+		}
+	}
+	for _, u := range units {
+		if v, ok := e.model.View(u); ok {
+			add(v)
+		} else if halves[u] {
+			r.Units = append(r.Units, api.Unit{Unit: u.Path(), State: api.Pending, Since: e.Now(),
+				Reasons: []api.Fault{{File: u.Path(), What: "has no vm.yaml yet; a VM exists once it has"}}})
+			if r.State == api.Applied {
+				r.State = api.Pending
+			}
+		}
+		// Else it is gone, and out of force.
+	}
+	slices.SortFunc(r.Units, func(a, b api.Unit) int { return cmp.Compare(a.Unit, b.Unit) })
+	return r, err
+}
+
+// parsePath takes a path as people give it: below the drop directory, absolute or relative.
+func (e *Engine) parsePath(path string) (drop.Unit, error) {
+	rel := filepath.Clean(path)
+	if filepath.IsAbs(rel) {
+		var err error
+		if rel, err = filepath.Rel(e.Dir.Path(), rel); err != nil {
+			return drop.Unit{}, err
+		}
+	}
+	return drop.ParsePath(rel)
+}
+
+// Explain implements api.Backend.
+func (e *Engine) Explain(_ context.Context, subject string) (api.Explanation, error) {
+	x := api.Explanation{Subject: subject}
+	e.mu.RLock()
+	v, mac, ok := e.find(subject)
+	var nics []desired.NIC
+	var units []drop.Unit
+	if ok {
+		report := e.vm(v)
+		x.VM = &report
+		if c := cmp.Or(v.Have, v.Want); c != nil {
+			nics = c.VM.NICs
+		}
+		for _, nic := range nics {
+			u := drop.Unit{Kind: drop.Network, Name: nic.Network}
+			if nv, known := e.model.View(u); known {
+				x.Networks = append(x.Networks, e.network(nv))
+			}
+			units = append(units, u)
+		}
+		units = append(units, v.Unit)
+	}
+	e.mu.RUnlock()
+
+	if !ok {
+		if mac == nil {
+			return x, api.ErrUnknown
+		}
+		x.DHCP = exchanges(e.DHCP.Last(*mac))
+		if len(x.DHCP) == 0 {
+			return x, api.ErrUnknown
+		}
+		x.Answer = fmt.Sprintf("No VM in force has the MAC %s, and it has no lease from a pool: it gets silence.", mac)
+		x.Next = fmt.Sprintf("Drop a VM with mac: %s in networks of %s, or look for a mistyped MAC in `vragent vms`.", mac, x.DHCP[0].Device)
+		return x, nil
+	}
+	for _, u := range units {
+		for _, f := range e.Dir.List(u) {
+			x.Files = append(x.Files, api.FileInfo{Path: f.Path, Size: f.Size, Modified: f.Modified})
+		}
+	}
+	for _, nic := range nics {
+		for _, entry := range e.GuestData.Entries(nic.Network, nic.IPv4) {
+			x.Served = append(x.Served, api.ServedEntry{NIC: nic.IPv4.String(), Name: entry.Name, Value: entry.Value, Size: entry.Size})
+		}
+		if nic.MAC != nil {
+			x.DHCP = append(x.DHCP, exchanges(e.DHCP.Last(*nic.MAC))...)
+		}
+		for _, r := range e.Metadata.Last(nic.Network, nic.IPv4) {
+			x.Requests = append(x.Requests, api.MetadataRequest{Time: r.Time, Path: r.Path, Status: r.Status, Why: r.Why})
+		}
+	}
+	slices.SortStableFunc(x.DHCP, func(a, b api.DHCPExchange) int { return b.Time.Compare(a.Time) })
+	slices.SortStableFunc(x.Requests, func(a, b api.MetadataRequest) int { return b.Time.Compare(a.Time) })
+	e.answer(&x)
+	return x, nil
+}
+
+// find looks a subject up: a VM's name, a MAC or an address. mac is set where subject is one.
+func (e *Engine) find(subject string) (v desired.View, mac *dhcp.MAC, ok bool) {
+	if v, ok = e.model.View(drop.Unit{Kind: drop.VM, Name: strings.TrimSuffix(strings.TrimPrefix(subject, "vms/"), "/")}); ok {
+		return v, nil, true
+	}
+	ip, _ := netip.ParseAddr(subject)
+	if m, err := dhcp.ParseMAC(subject); err == nil {
+		mac = &m
+	}
+	if !ip.IsValid() && mac == nil {
+		return v, nil, false
+	}
+	// In force first, then what is wanted: an address may be in two networks, and the first by path
+	// is explained.
+	var found []desired.View
+	for w := range e.model.Views() {
+		if w.Unit.Kind != drop.VM {
+			continue
+		}
+		for _, c := range []*desired.Content{w.Have, w.Want} {
+			if c != nil && slices.ContainsFunc(c.VM.NICs, func(n desired.NIC) bool {
+				return n.IPv4 == ip || mac != nil && n.MAC != nil && *n.MAC == *mac
+			}) {
+				found = append(found, w)
+				break
+			}
+		}
+	}
+	if len(found) == 0 {
+		return v, mac, false
+	}
+	return slices.MinFunc(found, func(a, b desired.View) int {
+		if (a.Have != nil) != (b.Have != nil) {
+			if a.Have != nil {
+				return -1
+			}
+			return 1
+		}
+		return compareUnits(a.Unit, b.Unit)
+	}), mac, true
+}
+
+func exchanges(list []dhcp.Exchange) []api.DHCPExchange {
+	out := make([]api.DHCPExchange, 0, len(list))
+	for _, x := range list {
+		d := api.DHCPExchange{Time: x.Time, Network: x.Network, Device: x.Device, MAC: x.MAC.String(), Message: x.Message, Answer: cmp.Or(x.Answer, "none"), Why: x.Why}
+		if x.Address.IsValid() {
+			d.Address = x.Address.String()
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// answer says in a sentence how a known VM fares, and what to do about it.
+func (e *Engine) answer(x *api.Explanation) {
+	vm := x.VM
+	for _, r := range vm.Reasons {
+		x.Obstacles = append(x.Obstacles, r.String())
+	}
+	for _, nic := range vm.NICs {
+		if nic.Why != "" && !slices.ContainsFunc(x.Obstacles, func(o string) bool { return strings.Contains(o, nic.Why) }) {
+			x.Obstacles = append(x.Obstacles, fmt.Sprintf("NIC %s: %s", nic.IPv4, nic.Why))
+		}
+	}
+	served := 0
+	silent := ""
+	for _, nic := range vm.NICs {
+		if nic.Served {
+			served++
+			if nic.MAC != "" && nic.LastSeen == nil {
+				silent = nic.MAC
+			}
+		}
+	}
+	switch {
+	case vm.State == api.Rejected && !vm.InForce:
+		x.Answer = fmt.Sprintf("%s is rejected and nothing of it is in force: it gets no address and no data.", vm.Name)
+		x.Next = "Correct what stands under obstacles; the VM comes into force by itself then."
+	case vm.State == api.Rejected && served > 0:
+		x.Answer = fmt.Sprintf("%s is served what its last good content says; its newest content is rejected.", vm.Name)
+		x.Next = "Correct what stands under obstacles; the new content comes into force by itself then."
+	case served == 0:
+		x.Answer = fmt.Sprintf("%s is known, and none of its NICs is served at the moment.", vm.Name)
+		x.Next = "See to what stands under obstacles; nothing needs to be dropped again."
+	case served < len(vm.NICs):
+		x.Answer = fmt.Sprintf("%d of %d NICs of %s are served.", served, len(vm.NICs), vm.Name)
+		x.Next = "See to what stands under obstacles; nothing needs to be dropped again."
+	case len(x.DHCP) > 0 && x.DHCP[0].Answer == "none" && x.DHCP[0].Message != "RELEASE":
+		x.Answer = fmt.Sprintf("%s is served; its last DHCP message (%s) got no answer: %s.", vm.Name, x.DHCP[0].Message, x.DHCP[0].Why)
+	case len(x.DHCP) > 0 && x.DHCP[0].Answer == "NAK":
+		x.Answer = fmt.Sprintf("%s is served; its last DHCP request was refused: %s. It asks anew and gets its own address.", vm.Name, x.DHCP[0].Why)
+	case silent != "":
+		x.Answer = fmt.Sprintf("%s is served, and nothing has been heard by DHCP from %s since the daemon started.", vm.Name, silent)
+		x.Next = fmt.Sprintf("If the guest should have an address, see whether its DHCP client runs and whether its NIC is on the link of %s.", deviceOf(x))
+	default:
+		x.Answer = fmt.Sprintf("%s gets its address and its data.", vm.Name)
+	}
+}
+
+func deviceOf(x *api.Explanation) string {
+	for _, n := range x.Networks {
+		if n.Device != "" {
+			return n.Device
+		}
+	}
+	return "its network's device"
+}
