@@ -49,7 +49,7 @@ type party struct {
 }
 
 // Answer returns the reply to a packet that came in on d, or the reason why there is none: one of the
-// package's errors, never both. The reply lies in buf, which Answer lets grow if it is too small, and
+// package's errors, never both; with ErrNoReply there may be a Lease to commit. The reply lies in buf, which Answer lets grow if it is too small, and
 // shares nothing with the packet. Apart from when guests were last heard of and from the state of
 // pools, Answer changes nothing and does no input or output; a Reply with a Lease must not be sent
 // before that is on stable storage. It is safe for concurrent use.
@@ -61,7 +61,8 @@ func (t *Table) Answer(d *Device, p Packet, buf []byte) (Reply, error) {
 	return t.answer(new(answerer), &r, d, &p, buf)
 }
 
-// answer returns the name of the network with a reason for silence too, where there is one.
+// answer is Answer for a parsed request. It returns the name of the network with a reason for silence
+// too, where there is one.
 func (t *Table) answer(a *answerer, r *request, d *Device, p *Packet, buf []byte) (Reply, error) {
 	from, err := t.find(r, d, p)
 	if err != nil {
@@ -75,7 +76,7 @@ func (t *Table) answer(a *answerer, r *request, d *Device, p *Packet, buf []byte
 		err = t.answerStranger(a, r, d, p, from, buf, &reply)
 	}
 	if err != nil {
-		return Reply{Network: reply.Network}, err
+		return Reply{Network: reply.Network, Lease: reply.Lease}, err
 	}
 	return reply, nil
 }
@@ -123,8 +124,10 @@ func (t *Table) find(r *request, d *Device, p *Packet) (party, error) {
 			if found.host == nil || found.routed {
 				found = party{scope: s, network: n, host: h}
 			}
-		case asked.IsValid() && n.Subnet.Contains(asked) && (stranger.scope == nil || stranger.routed):
+		case r.kind != dhcpv4.MessageTypeDiscover && asked.IsValid() && n.Subnet.Contains(asked) && (stranger.scope == nil || stranger.routed):
 			stranger = party{scope: s, network: n}
+		case n.Pool != nil:
+			pooled = party{scope: s, network: n}
 		}
 	}
 	switch {
@@ -227,7 +230,7 @@ func (t *Table) answerHost(a *answerer, r *request, d *Device, p *Packet, from p
 
 	case dhcpv4.MessageTypeDiscover:
 		switch {
-		case time.Duration(h.declined.Load()) > p.Time.Sub(t.epoch):
+		case t.lasts(&h.declined, p.Time):
 			return ErrDeclined
 		case r.rapid && n.RapidCommit:
 			return acknowledge()

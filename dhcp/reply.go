@@ -35,6 +35,8 @@ type Reply struct {
 	Lease *Lease
 	// Why is the reason for a NAK.
 	Why error
+
+	claim *claim // of Lease, where an acknowledgement waits for it
 }
 
 // options is the set of options that a client may get, while a reply is being put together.

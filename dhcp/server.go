@@ -21,29 +21,34 @@ const retryAfter = time.Second
 type ServerOptions struct {
 	Logger *slog.Logger     // nil discards
 	Now    func() time.Time // nil is time.Now
+	// Leases is the stable storage of pool leases; without it pools serve nobody.
+	Leases Leases
 }
 
 // Server answers the clients of guest devices from a Table. Its methods are safe for concurrent use.
 type Server struct {
-	table *Table
-	log   *slog.Logger
-	now   func() time.Time
-	past  *history
-	inbox sync.Pool
-	count counters
-	wake  chan struct{} // what is wanted has changed
+	table  *Table
+	log    *slog.Logger
+	now    func() time.Time
+	leases Leases
+	past   *history
+	inbox  sync.Pool
+	count  counters
 
-	mu      sync.Mutex
-	running bool
-	wanted  map[int]Device // by index; those with networks only
-	open    map[int]*port
-	faults  map[int]Fault // by index
-	tasks   sync.WaitGroup
+	mu         sync.Mutex
+	running    bool
+	wanted     map[int]Device // by index; those with networks only
+	open       map[int]*port
+	faults     map[int]Fault // by index
+	storeErr   error         // why leases cannot be read or stored
+	storeSince time.Time
+	exhausted  map[string]*backoff
+	tasks      sync.WaitGroup // of ports
 }
 
-// Fault is something that keeps a device from being served; the server tries again by itself.
+// Fault is something that keeps guests from being served; the server tries again by itself.
 type Fault struct {
-	Device string
+	Device string // empty where it concerns the store of leases
 	Since  time.Time
 	Err    error
 }
@@ -54,15 +59,17 @@ type port struct {
 	listener *listener
 	sender   *sender
 	limit    limiter
+	prober   prober
+	closed   chan struct{}
 }
 
 // NewServer returns a server that answers from t once it runs.
 func NewServer(t *Table, opts ServerOptions) *Server {
 	s := &Server{
-		table: t, log: opts.Logger, now: opts.Now, past: newHistory(),
+		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, past: newHistory(),
 		inbox:  sync.Pool{New: func() any { return newInbox() }},
-		wake:   make(chan struct{}, 1),
 		wanted: make(map[int]Device), open: make(map[int]*port), faults: make(map[int]Fault),
+		exhausted: make(map[string]*backoff),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -70,6 +77,10 @@ func NewServer(t *Table, opts ServerOptions) *Server {
 	if s.now == nil {
 		s.now = time.Now
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.now = s.now
+	t.leasesKnown.Store(false)
 	return s
 }
 
@@ -97,7 +108,8 @@ func (s *Server) SetDevices(devices []Device) {
 	}
 }
 
-// Run serves until ctx ends, then closes all sockets and returns nil.
+// Run reads the leases and serves until ctx ends, then commits what waits, closes all sockets and
+// returns nil.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	if s.running {
@@ -105,8 +117,16 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.New("dhcp server runs already")
 	}
 	s.running = true
+	s.mu.Unlock()
+
+	s.readLeases()
+	s.mu.Lock()
 	s.reconcile()
 	s.mu.Unlock()
+	journalCtx, endJournal := context.WithCancel(context.WithoutCancel(ctx))
+	defer endJournal()
+	var journal sync.WaitGroup
+	journal.Go(func() { s.runJournal(journalCtx) })
 
 	retry := time.NewTicker(retryAfter)
 	defer retry.Stop()
@@ -119,15 +139,47 @@ func (s *Server) Run(ctx context.Context) error {
 				s.shut(index)
 			}
 			s.mu.Unlock()
-			s.tasks.Wait()
+			s.tasks.Wait() // nothing adds to the journal any more
+			endJournal()
+			journal.Wait()
 			return nil
 		case <-retry.C:
-		case <-s.wake:
 		}
+		s.readLeases()
 		s.mu.Lock()
 		s.reconcile()
 		s.mu.Unlock()
 	}
+}
+
+// readLeases loads the leases unless that has been done. Until then no stranger is answered: the server
+// does not know whose the addresses are.
+func (s *Server) readLeases() {
+	if s.leases == nil || s.table.leasesKnown.Load() {
+		return
+	}
+	err := s.ReloadLeases()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && (s.storeErr == nil || s.storeErr.Error() != err.Error()) {
+		s.log.Error("pool leases cannot be read: pools are not served, known hosts are", "reason", err)
+		s.storeSince = s.now()
+	}
+	s.storeErr = err
+}
+
+// ReloadLeases takes what the store knows that the server does not, as after a failover with a shared
+// store. Run does so by itself when it starts.
+func (s *Server) ReloadLeases() error {
+	if s.leases == nil {
+		return errNoStore
+	}
+	now := s.now()
+	if err := s.leases.Load(func(l Lease) error { s.table.load(l, now); return nil }); err != nil {
+		return fmt.Errorf("read leases: %w", err)
+	}
+	s.table.leasesKnown.Store(true)
+	return nil
 }
 
 // reconcile makes the open ports those that are wanted. The caller holds s.mu.
@@ -149,6 +201,12 @@ func (s *Server) reconcile() {
 			continue
 		}
 		delete(s.faults, index)
+	}
+	for index, p := range s.open {
+		if !p.prober.started && s.table.probes(p.device.Load()) {
+			p.prober.started = true
+			s.tasks.Go(func() { s.runProber(index, p) })
+		}
 	}
 }
 
@@ -187,7 +245,7 @@ func (s *Server) openPort(d Device) error {
 	if err != nil {
 		return errors.Join(err, l.close())
 	}
-	p := &port{listener: l, sender: out}
+	p := &port{listener: l, sender: out, closed: make(chan struct{}), prober: newProber()}
 	p.device.Store(&d)
 	s.open[d.Index] = p
 	s.tasks.Go(func() { s.serve(d.Index, p) })
@@ -199,20 +257,19 @@ func (s *Server) openPort(d Device) error {
 func (s *Server) shut(index int) {
 	p := s.open[index]
 	delete(s.open, index)
+	close(p.closed)
 	s.count.dropped.Add(p.listener.drops())
 	if err := p.listener.close(); err != nil {
 		s.log.Warn("closing a socket", "device", p.device.Load().Name, "reason", err)
 	}
+	p.sender.release()
 	s.log.Info("no longer serving DHCP", "device", p.device.Load().Name)
 }
 
 // serve answers what comes in on a port until its listener is closed.
 func (s *Server) serve(index int, p *port) {
-	defer func() {
-		if err := p.sender.close(); err != nil {
-			s.log.Warn("closing a socket", "device", p.device.Load().Name, "reason", err)
-		}
-	}()
+	p.sender.hold()
+	defer p.sender.release()
 	work := &worker{server: s, port: p, out: outbox{index: index}}
 	err := p.listener.wait(work.take)
 	if errors.Is(err, net.ErrClosed) {
@@ -271,54 +328,96 @@ func (w *worker) answer(device *Device, packet *Packet) {
 		s.count.add(r.kind, outcomeLimited)
 		return
 	}
+	w.respond(device, packet)
+}
+
+// respond answers the parsed request: at once, or through the journal, or when the probe of an address is
+// done.
+func (w *worker) respond(device *Device, packet *Packet) {
+	s, r := w.server, &w.request
 	reply, err := s.table.answer(&w.answers, r, device, packet, w.out.next())
-	s.note(device, r, packet.Time, &reply, err)
-	if err != nil {
-		return
+	if err == ErrProbing && w.port.prober.wait(r.mac, packet) {
+		return // it is heard again
 	}
-	if w.out.add(&reply) {
+	e := newExchange(device, r, packet.Time, &reply, err)
+	switch {
+	case reply.claim != nil:
+		reply.Message = append([]byte(nil), reply.Message...)
+		w.port.sender.hold()
+		waiting := &waitingACK{port: w.port, reply: reply, exchange: e, mac: r.mac}
+		if !s.table.queue.push(entry{lease: reply.Lease, claim: reply.claim, reply: waiting}) {
+			reply.claim.unstored(packet.Time)
+			s.settle(waiting, ErrStore)
+			w.port.sender.release()
+		}
+		return
+	case reply.Lease != nil:
+		s.table.queue.add(reply.Lease)
+	}
+	s.note(r.mac, &e)
+	if err == nil && w.out.add(&reply) {
 		w.flush(device)
 	}
 }
 
-func (w *worker) flush(device *Device) {
-	if w.out.count == 0 {
+func (w *worker) flush(device *Device) { w.server.flush(w.port, device, &w.out) }
+
+// flush sends what an outbox holds.
+func (s *Server) flush(p *port, device *Device, out *outbox) {
+	if out.count == 0 {
 		return
 	}
-	if lost, err := w.out.flush(w.port.sender); lost > 0 {
-		w.server.count.unsent.Add(uint64(lost))
-		w.server.log.Debug("replies were not sent", "device", device.Name, "count", lost, "reason", err)
+	if lost, err := out.flush(p.sender); lost > 0 {
+		s.count.unsent.Add(uint64(lost))
+		s.log.Debug("replies were not sent", "device", device.Name, "count", lost, "reason", err)
 	}
 }
 
-// note remembers, counts and logs what came of a request.
-func (s *Server) note(device *Device, r *request, now time.Time, reply *Reply, err error) {
+// newExchange puts what came of a request into a form that keeps nothing of the packet.
+func newExchange(device *Device, r *request, now time.Time, reply *Reply, err error) exchange {
 	e := exchange{time: now, network: reply.Network, device: device.Name, message: r.kind, answer: reply.Type,
 		address: reply.Address, why: reply.Why}
-	outcome := outcomeAnswered
-	switch {
-	case err == ErrNoReply:
-		outcome = outcomeNoted
-	case err != nil:
-		outcome = outcomeSilent
-	case reply.Type == dhcpv4.MessageTypeNak:
-		outcome = outcomeRefused
-	}
 	if err != nil {
 		e.silent, e.why = true, err
+	}
+	if !e.address.IsValid() {
 		if e.address = r.ciaddr; !e.address.IsValid() {
 			e.address = r.requestedIP
 		}
 	}
-	s.count.add(r.kind, outcome)
-	s.past.add(r.mac, e, reply.Network == "")
+	return e
+}
+
+// settle notes what came of a request whose lease was committed, or was not.
+func (s *Server) settle(w *waitingACK, err error) {
+	if err != nil {
+		w.exchange.silent, w.exchange.why = true, err
+	}
+	s.note(w.mac, &w.exchange)
+}
+
+// note remembers, counts and logs an exchange.
+func (s *Server) note(mac MAC, e *exchange) {
+	outcome := outcomeAnswered
 	switch {
-	case r.kind == dhcpv4.MessageTypeDecline && err == ErrNoReply:
-		s.log.Warn("a client declined its address, something else answers for it", "network", reply.Network,
-			"device", device.Name, "mac", r.mac.String(), "ip", r.requestedIP.String())
+	case e.why == ErrNoReply:
+		outcome = outcomeNoted
+	case e.silent:
+		outcome = outcomeSilent
+	case e.answer == dhcpv4.MessageTypeNak:
+		outcome = outcomeRefused
+	}
+	s.count.add(e.message, outcome)
+	s.past.add(mac, *e, e.silent && (e.network == "" || e.why == ErrExhausted))
+	switch {
+	case e.message == dhcpv4.MessageTypeDecline && e.why == ErrNoReply:
+		s.log.Warn("a client declined its address, something else answers for it", "network", e.network,
+			"device", e.device, "mac", mac.String(), "ip", e.address.String())
+	case e.why == ErrExhausted && s.worthLogging(e.network, e.time):
+		s.log.Warn("the pool has no free address", "network", e.network, "device", e.device, "mac", mac.String())
 	case s.log.Enabled(context.Background(), slog.LevelDebug):
-		s.log.Debug("dhcp", "network", reply.Network, "device", device.Name, "mac", r.mac.String(),
-			"message", messageName(r.kind), "answer", answerName(&e), "ip", e.address.String(), "reason", e.why)
+		s.log.Debug("dhcp", "network", e.network, "device", e.device, "mac", mac.String(),
+			"message", messageName(e.message), "answer", answerName(e), "ip", e.address.String(), "reason", e.why)
 	}
 }
 
@@ -329,15 +428,50 @@ func answerName(e *exchange) string {
 	return messageName(e.answer)
 }
 
+// backoff spaces out a log line that could come with every packet.
+type backoff struct {
+	next     time.Time
+	interval time.Duration
+}
+
+const (
+	backoffFirst = time.Minute
+	backoffLast  = time.Hour
+)
+
+// worthLogging reports whether a network's exhausted pool is to be logged now: at first, then at growing
+// intervals while it lasts.
+func (s *Server) worthLogging(network string, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.exhausted[network]
+	if b == nil {
+		b = &backoff{}
+		s.exhausted[network] = b
+	}
+	if now.Before(b.next) {
+		return false
+	}
+	if now.Sub(b.next) > b.interval {
+		b.interval = backoffFirst / 2 // it was over in between
+	}
+	b.interval = min(2*b.interval, backoffLast)
+	b.next = now.Add(b.interval)
+	return true
+}
+
 // Last returns the last exchanges of a MAC, newest first: at most eight, of the guests that were heard
 // of last.
 func (s *Server) Last(mac MAC) []Exchange { return s.past.last(mac) }
 
-// Faults returns what keeps devices from being served now, by device name.
+// Faults returns what keeps guests from being served now, by device name.
 func (s *Server) Faults() []Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	faults := make([]Fault, 0, len(s.faults))
+	faults := make([]Fault, 0, len(s.faults)+1)
+	if s.storeErr != nil {
+		faults = append(faults, Fault{Err: s.storeErr, Since: s.storeSince})
+	}
 	for _, fault := range s.faults {
 		faults = append(faults, fault)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -159,8 +160,9 @@ func (b *inbox) packet(i int) (p Packet, ok bool) {
 // sender sends IP datagrams on one device: as frames to Ethernet addresses, and by way of the kernel's
 // routes.
 type sender struct {
-	frames int // descriptor of an AF_PACKET socket
-	routed int // descriptor of a raw IP socket
+	frames int          // descriptor of an AF_PACKET socket
+	routed int          // descriptor of a raw IP socket
+	users  atomic.Int32 // the last one closes
 }
 
 func openSender(device string, index int) (*sender, error) {
@@ -173,6 +175,7 @@ func openSender(device string, index int) (*sender, error) {
 		return nil, errors.Join(fmt.Errorf("raw socket, which needs CAP_NET_RAW: %w", err), unix.Close(frames))
 	}
 	s := &sender{frames: frames, routed: routed}
+	s.users.Store(1)
 	// Protocol 0 receives nothing.
 	if err := unix.Bind(frames, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
 		return nil, errors.Join(fmt.Errorf("bind packet socket to %s: %w", device, err), s.close())
@@ -183,6 +186,15 @@ func openSender(device string, index int) (*sender, error) {
 	setBuffer(frames, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	setBuffer(routed, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	return s, nil
+}
+
+// hold keeps the sender open until release. Its caller holds it already, or whoever opened it does.
+func (s *sender) hold() { s.users.Add(1) }
+
+func (s *sender) release() {
+	if s.users.Add(-1) == 0 {
+		_ = s.close() // of descriptors that nothing is written through any more
+	}
 }
 
 func (s *sender) close() error { return errors.Join(unix.Close(s.frames), unix.Close(s.routed)) }

@@ -37,6 +37,8 @@ type Network struct {
 	NextServer netip.Addr
 	// Boot is the list of boot files; the first that fits a client is its own.
 	Boot []BootFile
+	// Pool serves clients that are no hosts; nil leaves them in silence.
+	Pool *Pool
 	// RapidCommit lets a DISCOVER with option 80 be acknowledged at once, RFC 4039.
 	RapidCommit bool
 	// Relay marks a network behind relays: none of its clients is on the device itself.
@@ -61,6 +63,14 @@ type BootFile struct {
 	// IPXE restricts the file to clients that run iPXE already.
 	IPXE bool
 	File string
+}
+
+// Pool is the range of addresses for clients that are no hosts, both ends included. Addresses of
+// hosts, of the gateway and of the server itself are never given from it.
+type Pool struct {
+	From, To netip.Addr
+	// Probe asks by ARP whether an address is in use before it is offered. Behind a relay it cannot be.
+	Probe bool
 }
 
 // Host is one network card of a VM. It is not changed once it has been handed over.
@@ -119,6 +129,16 @@ func (n *Network) Validate() error {
 		}
 		faults = append(faults, class.Options.validate()...)
 	}
+	if pool := n.Pool; pool != nil {
+		switch {
+		case !pool.From.Is4() || !pool.To.Is4():
+			fault("pool %s to %s: no IPv4 addresses", pool.From, pool.To)
+		case !n.Subnet.Contains(pool.From) || !n.Subnet.Contains(pool.To):
+			fault("pool %s to %s is not inside %s", pool.From, pool.To, n.Subnet)
+		case pool.To.Less(pool.From):
+			fault("pool %s to %s ends before it starts", pool.From, pool.To)
+		}
+	}
 	faults = append(faults, n.Options.validate()...)
 	return errors.Join(faults...)
 }
@@ -162,7 +182,12 @@ func (o Options) validate() []error {
 type Table struct {
 	mu     sync.Mutex // of writers
 	scopes atomic.Pointer[trie[string, *scope]]
-	epoch  time.Time // where times of day are kept as durations
+	queue  *journal
+	// leasesKnown is false until a server has read the leases; a table without a server needs none.
+	leasesKnown atomic.Bool
+	// storeDown is the end of the time without new leases after a failed commit, since epoch.
+	storeDown atomic.Int64
+	epoch     time.Time // where times of day are kept as durations
 
 	// now is the clock that Set methods use for what they end; Server sets it to its own.
 	now func() time.Time
@@ -170,8 +195,9 @@ type Table struct {
 
 // NewTable returns a table without networks.
 func NewTable() *Table {
-	t := &Table{now: time.Now}
+	t := &Table{now: time.Now, queue: newJournal()}
 	t.epoch = t.now()
+	t.leasesKnown.Store(true)
 	t.scopes.Store(&trie[string, *scope]{})
 	return t
 }
@@ -181,6 +207,7 @@ type scope struct {
 	name    string
 	network atomic.Pointer[network]
 	hosts   atomic.Pointer[hostSet]
+	pool    *pool
 }
 
 // hostSet is all hosts of one network.
@@ -239,6 +266,7 @@ func (t *Table) ensureScope(name string) *scope {
 		return s
 	}
 	s := &scope{name: name}
+	s.pool = newPool(s, t.queue)
 	s.hosts.Store(&hostSet{})
 	scopes := t.scopes.Load().with(name, s)
 	t.scopes.Store(&scopes)
@@ -247,7 +275,7 @@ func (t *Table) ensureScope(name string) *scope {
 
 // dropScope forgets a scope that nothing is known of any more. The caller holds t.mu.
 func (t *Table) dropScope(s *scope) {
-	if s.network.Load() == nil && s.hosts.Load().byMAC.size == 0 {
+	if s.network.Load() == nil && s.hosts.Load().byMAC.size == 0 && s.pool.empty() {
 		scopes := t.scopes.Load().without(s.name)
 		t.scopes.Store(&scopes)
 	}
@@ -264,6 +292,7 @@ func (t *Table) SetNetwork(n *Network) {
 		return
 	}
 	compiled := compileNetwork(n)
+	s.pool.configure(compiled)
 	s.network.Store(compiled)
 }
 
@@ -304,6 +333,10 @@ func (t *Table) SetHost(h *Host) {
 	hosts.byMAC = old.byMAC.with(h.MAC, entry)
 	hosts.byIP = hosts.byIP.with(h.IP, entry)
 	s.hosts.Store(&hosts)
+	s.pool.evict(h.IP, h.MAC, t.now())
+	if was, ok := old.byMAC.get(h.MAC); ok && was.IP != h.IP {
+		s.pool.vacated(was.IP, t.now())
+	}
 }
 
 // RemoveHost removes a host; from then on its MAC is unknown.
@@ -324,7 +357,31 @@ func (t *Table) RemoveHost(network string, mac MAC) {
 		hosts.byIP = hosts.byIP.without(was.IP)
 	}
 	s.hosts.Store(&hosts)
+	s.pool.vacated(was.IP, t.now())
 	t.dropScope(s)
+}
+
+// lasts reports whether a time since epoch is set and still to come.
+func (t *Table) lasts(end *atomic.Int64, now time.Time) bool {
+	at := end.Load()
+	return at != 0 && time.Duration(at) > now.Sub(t.epoch)
+}
+
+// load takes a lease from the store.
+func (t *Table) load(l Lease, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ensureScope(l.Network).pool.load(l, now)
+}
+
+// probes reports whether a network that is served on d has a pool whose addresses are to be probed.
+func (t *Table) probes(d *Device) bool {
+	for _, name := range d.Networks {
+		if s := t.scope(name); s != nil && s.network.Load() != nil && s.pool.probing() {
+			return true
+		}
+	}
+	return false
 }
 
 // reserved reports whether an address belongs to a host of the scope.
