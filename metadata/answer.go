@@ -93,6 +93,9 @@ func (v view) answer(r *request, tokens *tokens, now time.Time) response {
 		refused.header = []string{"Allow", "GET, HEAD"}
 		return refused
 	}
+	if _, ok := wishOf(r.query); !ok {
+		return refuse(http.StatusBadRequest, "wait is not a number of seconds")
+	}
 	return conditional(r, v.content(r))
 }
 

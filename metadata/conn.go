@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -20,8 +21,53 @@ type conn struct {
 	entry   *entry // whose connection it is counted as; nil: a stranger's
 	refused bool   // over the guest's limit: there to say so
 
-	parked   atomic.Bool // its request waits for a change
+	// handOver has another goroutine accept connections, as long as the one that serves this
+	// connection still does so. Only that goroutine uses it.
+	handOver func()
+
+	waiter   atomic.Pointer[waiter] // its request, where that waits for a change
 	stopping atomic.Bool
+}
+
+// mayWait is called by the goroutine that serves the connection before it does what can take long.
+func (c *conn) mayWait() {
+	if c.handOver != nil {
+		c.handOver()
+		c.handOver = nil
+	}
+}
+
+// Read reads what is there. Before it waits for more it lets another goroutine accept connections.
+func (c *conn) Read(b []byte) (int, error) {
+	if c.handOver != nil {
+		if n, err := c.readNow(b); err != syscall.EAGAIN {
+			return n, err
+		}
+		c.mayWait()
+	}
+	return c.TCPConn.Read(b)
+}
+
+// readNow reads without waiting: it fails with EAGAIN where there is nothing to read.
+func (c *conn) readNow(b []byte) (n int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		n, failed = syscall.Read(int(fd), b)
+		return true
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case failed != nil:
+		return 0, failed
+	case n == 0 && len(b) > 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }
 
 // SetReadDeadline sets the time until which the next request may take. On a connection that is to
@@ -90,9 +136,6 @@ const (
 // admit counts a connection in, if the guest may have it. Beyond limit as many again are let in
 // only to be refused, so that a client hears why.
 func (e *entry) admit(c *conn, limit int) admission {
-	if limit > 0 && e.open() >= limit {
-		e.dropDeserted()
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n := len(e.conns)
@@ -112,32 +155,24 @@ func (e *entry) admit(c *conn, limit int) admission {
 	return admitted
 }
 
+// waiters are the requests that wait for a change on the guest's connections.
+func (e *entry) waiters() []*waiter {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var waiters []*waiter
+	for c := range e.conns {
+		if w := c.waiter.Load(); w != nil {
+			waiters = append(waiters, w)
+		}
+	}
+	return waiters
+}
+
 // open counts the guest's connections.
 func (e *entry) open() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.conns)
-}
-
-// dropDeserted closes the parked connections whose client has left.
-func (e *entry) dropDeserted() {
-	for _, c := range e.connections() {
-		if c.parked.Load() && c.deserted() {
-			c.abort()
-			e.release(c)
-		}
-	}
-}
-
-// connections are the guest's connections at this moment.
-func (e *entry) connections() []*conn {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	conns := make([]*conn, 0, len(e.conns))
-	for c := range e.conns {
-		conns = append(conns, c)
-	}
-	return conns
 }
 
 // release counts a connection out.

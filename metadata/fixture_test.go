@@ -213,9 +213,12 @@ func tryAsk(c *http.Client, method, url string, fields ...string) (answer, error
 	return answer{Status: response.StatusCode, Body: string(body), Header: response.Header}, nil
 }
 
+// halfClose has raw end its sending side after the request.
+const halfClose = true
+
 // raw sends bytes over a connection of their own and gives all that comes back until the server
 // closes it, which it is given some time for.
-func raw(t testing.TB, host *nstest.Host, source, address, request string) string {
+func raw(t testing.TB, host *nstest.Host, source, address, request string, halfClose ...bool) string {
 	t.Helper()
 	c, err := dial(context.Background(), host, source, address)
 	if err != nil {
@@ -223,8 +226,9 @@ func raw(t testing.TB, host *nstest.Host, source, address, request string) strin
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(20 * time.Second))
-	if _, err := io.WriteString(c, request); err != nil {
-		t.Fatal(err)
+	io.WriteString(c, request) // the server may have seen enough before the end
+	if len(halfClose) > 0 {
+		c.(*net.TCPConn).CloseWrite()
 	}
 	reply, err := io.ReadAll(bufio.NewReader(c))
 	if err != nil && len(reply) == 0 {

@@ -44,7 +44,7 @@ func (s *Server) serveMetadata(ctx *fasthttp.RequestCtx) {
 	defer s.guard(ctx)
 	c := ctx.Conn().(*conn)
 	now := time.Now()
-	r, valid := readRequest(&ctx.Request)
+	r, fault := readRequest(&ctx.Request)
 
 	e, network, ok := s.identify(c)
 	if !ok {
@@ -57,7 +57,7 @@ func (s *Server) serveMetadata(ctx *fasthttp.RequestCtx) {
 		return
 	}
 	v := view{table: s.table, guest: e.guest.Load(), network: network}
-	answered := s.check(c, e, v, r, valid, now)
+	answered := s.check(c, e, v, r, fault, now)
 	if answered.status == 0 {
 		if s.park(ctx, c, e, v, r, now) {
 			return
@@ -68,10 +68,10 @@ func (s *Server) serveMetadata(ctx *fasthttp.RequestCtx) {
 }
 
 // check gives the refusal of a request that is not to be answered, or the zero response.
-func (s *Server) check(c *conn, e *entry, v view, r *request, valid bool, now time.Time) response {
+func (s *Server) check(c *conn, e *entry, v view, r *request, fault int, now time.Time) response {
 	switch {
-	case !valid:
-		refused := refuse(http.StatusBadRequest, "the request is malformed")
+	case fault != 0:
+		refused := refuse(fault, "the request is malformed")
 		refused.close = true
 		return refused
 	case !hostAllowed(r.host, *s.hosts.Load(), v.network.Domain):
@@ -81,7 +81,8 @@ func (s *Server) check(c *conn, e *entry, v view, r *request, valid bool, now ti
 		refused.close = true
 		return refused
 	case !e.rate.take(s.limits.Load().Rate, now):
-		s.pause()
+		c.mayWait()
+		s.pause(refusalPause)
 		return limited("too many requests")
 	}
 	return response{}
@@ -91,8 +92,9 @@ func (s *Server) check(c *conn, e *entry, v view, r *request, valid bool, now ti
 // connection, so that a flood on the connections that a guest may have ends in a trickle.
 const refusalPause = 100 * time.Millisecond
 
-func (s *Server) pause() {
-	timer := time.NewTimer(refusalPause)
+// pause waits, unless the server stops.
+func (s *Server) pause(d time.Duration) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -100,8 +102,14 @@ func (s *Server) pause() {
 	}
 }
 
+// longAnswer is the size in bytes of an answer that a client may not have room for at once.
+const longAnswer = 8 << 10
+
 // deliver writes the answer and keeps what is to be known of it.
 func (s *Server) deliver(out *fasthttp.Response, c *conn, e *entry, v view, r *request, answered response, now time.Time) {
+	if answered.length > longAnswer {
+		c.mayWait()
+	}
 	if answered.file != nil && r.method != http.MethodHead {
 		body, err := answered.open()
 		if errors.Is(err, fs.ErrNotExist) { // replaced since we looked: what is there now?
@@ -208,9 +216,9 @@ func (s *Server) serveError(ctx *fasthttp.RequestCtx, err error) {
 	e.history.add(Request{Time: time.Now(), Status: refused.status, Why: refused.why})
 }
 
-// readRequest takes from a request what the answer may depend on. It is not valid where parties on
-// its way might understand it differently.
-func readRequest(in *fasthttp.Request) (r *request, valid bool) {
+// readRequest takes from a request what the answer may depend on. fault is the status for one that
+// the parser lets pass and that is not to be answered, or 0.
+func readRequest(in *fasthttp.Request) (r *request, fault int) {
 	header := &in.Header
 	r = &request{
 		method:      string(header.Method()),
@@ -230,8 +238,13 @@ func readRequest(in *fasthttp.Request) (r *request, valid bool) {
 			r.host, r.path = rest[:i], rest[i:]
 		}
 	}
-	valid = !(header.IsHTTP11() && r.host == "")
-	return r, valid
+	switch protocol := string(header.Protocol()); {
+	case protocol != "HTTP/1.1" && protocol != "HTTP/1.0":
+		return r, http.StatusHTTPVersionNotSupported
+	case protocol == "HTTP/1.1" && r.host == "":
+		return r, http.StatusBadRequest
+	}
+	return r, 0
 }
 
 // servePassword answers a request to port 8080. The status is 200 whatever the answer is.
@@ -239,7 +252,7 @@ func (s *Server) servePassword(ctx *fasthttp.RequestCtx) {
 	defer s.guard(ctx)
 	c := ctx.Conn().(*conn)
 	now := time.Now()
-	r, valid := readRequest(&ctx.Request)
+	r, fault := readRequest(&ctx.Request)
 	asked := string(ctx.Request.Header.Peek(domURequest))
 	ctx.Response.Header.SetContentType(plain)
 	ctx.SetConnectionClose()
@@ -255,18 +268,20 @@ func (s *Server) servePassword(ctx *fasthttp.RequestCtx) {
 		s.logStranger(c, "no guest of the device has this address")
 		ctx.Response.SetBodyString(badRequest)
 		return
-	case !valid:
+	case fault != 0:
 		why = "the request is malformed"
 	case !hostAllowed(r.host, *s.hosts.Load(), network.Domain):
 		why = "Host is none of ours"
 	case c.refused:
 		why = "too many connections"
 	case !e.rate.take(s.limits.Load().Rate, now):
-		s.pause()
+		c.mayWait()
+		s.pause(refusalPause)
 		why = "too many requests"
 	}
 	body := badRequest
 	if why == "" {
+		c.mayWait() // a password that was taken is recorded on disk
 		body = s.passwordAnswer(s.stopped, e, asked, now)
 	} else {
 		s.logRefusal(e, c, why)
@@ -280,8 +295,8 @@ func (s *Server) servePassword(ctx *fasthttp.RequestCtx) {
 
 // park has the request wait, if it wants to and its answer is still what the client has.
 func (s *Server) park(ctx *fasthttp.RequestCtx, c *conn, e *entry, v view, r *request, now time.Time) bool {
-	wish, ok := wishOf(r.query)
-	if !ok || wish.wait == 0 || r.method != http.MethodGet {
+	wish, _ := wishOf(r.query)
+	if wish.wait == 0 || r.method != http.MethodGet {
 		return false
 	}
 	answered := v.answer(r, s.tokens, now)
@@ -298,7 +313,7 @@ func (s *Server) park(ctx *fasthttp.RequestCtx, c *conn, e *entry, v view, r *re
 		return false
 	}
 	w := &waiter{key: e.key, conn: c, request: r, last: wish.last}
-	c.parked.Store(true)
+	c.waiter.Store(w)
 	s.running.Add(1) // until finish has answered
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(net.Conn) {

@@ -202,6 +202,9 @@ func (p place) compare(q place) int {
 // Last lists the last requests of the guest at that address, newest first; see Table.Last.
 func (s *Server) Last(network string, ip netip.Addr) []Request { return s.table.Last(network, ip) }
 
+// Waiting says how many requests wait for a change at the moment.
+func (s *Server) Waiting() int { return len(s.table.waiting.all()) }
+
 // reconcile makes the open listeners match s.devices. s.mu is held.
 func (s *Server) reconcile() {
 	wanted := make(map[place]*Device)
@@ -330,7 +333,10 @@ func (l *listener) add(c *conn) bool {
 	return true
 }
 
-// accept takes connections until the listener is closed.
+// accept takes connections until the listener is closed, and serves each in this same goroutine: a
+// request that is there already is read, answered and done without another goroutine having to be
+// woken for it, which would cost as much as the answer. Before a connection can make it wait, this
+// goroutine leaves accepting to a new one; see conn.handOver.
 func (s *Server) accept(l *listener) {
 	pause := time.Duration(0)
 	for {
@@ -339,24 +345,31 @@ func (s *Server) accept(l *listener) {
 			return
 		}
 		if err != nil { // out of descriptors or memory: others must give some back first
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			if !errors.Is(err, syscall.ECONNABORTED) {
 				s.log.Warn("connection not accepted", "device", l.device.Load().Name, slog.Any("reason", err))
-			}
-			select {
-			case <-time.After(pause):
-			case <-s.stopped.Done():
+				pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+				s.pause(pause)
 			}
 			continue
 		}
 		pause = 0
-		s.admit(l, accepted.(*net.TCPConn))
+		c := s.admit(l, accepted.(*net.TCPConn))
+		if c == nil {
+			continue
+		}
+		c.handOver = func() { s.running.Go(func() { s.accept(l) }) }
+		s.http[l.place.service].ServeConn(c) // what goes wrong with a connection is its client's affair
+		if c.waiter.Load() == nil {
+			s.leave(c)
+		}
+		if c.handOver == nil {
+			return
+		}
 	}
 }
 
-// admit lets a connection in and serves it in a goroutine of its own, or closes it where its source
-// has too many.
-func (s *Server) admit(l *listener, accepted *net.TCPConn) {
+// admit lets a connection in, or closes it where its source has too many.
+func (s *Server) admit(l *listener, accepted *net.TCPConn) *conn {
 	c := &conn{TCPConn: accepted, listener: l}
 	c.source = accepted.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 	limit := s.limits.Load().Connections
@@ -366,17 +379,18 @@ func (s *Server) admit(l *listener, accepted *net.TCPConn) {
 			if !l.strangers.admit(limit) {
 				c.abort()
 				s.logStranger(c, "too many connections of unknown sources")
-				return
+				return nil
 			}
 			break
 		}
+		s.dropDeserted(c.entry, limit)
 		switch c.entry.admit(c, limit) {
 		case gone:
 			continue
 		case dropped:
 			c.abort()
 			s.logRefusal(c.entry, c, "too many connections")
-			return
+			return nil
 		case overLimit:
 			c.refused = true
 		}
@@ -385,14 +399,24 @@ func (s *Server) admit(l *listener, accepted *net.TCPConn) {
 	if !l.add(c) {
 		c.abort()
 		s.leave(c)
+		return nil
+	}
+	return c
+}
+
+// dropDeserted ends the requests that wait and whose clients have left, where they keep the guest
+// from another connection.
+func (s *Server) dropDeserted(e *entry, limit int) {
+	if limit <= 0 || e.open() < limit {
 		return
 	}
-	s.running.Go(func() {
-		s.http[l.place.service].ServeConn(c) // what goes wrong with a connection is its client's affair
-		if !c.parked.Load() {
-			s.leave(c)
+	for _, w := range e.waiters() {
+		if w.conn.deserted() {
+			w.conn.abort()
+			e.release(w.conn)
+			s.finish(w)
 		}
-	})
+	}
 }
 
 // leave counts out a connection that is closed.
