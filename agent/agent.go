@@ -38,7 +38,8 @@ type Agent struct {
 	started time.Time
 
 	kernel   *netcfg.Kernel
-	store    *state.Store
+	units    *state.Store // what is in force
+	leases   *state.Store // of pools
 	dir      *drop.Dir
 	dhcp     *dhcp.Server
 	metadata *metadata.Server
@@ -85,13 +86,11 @@ func New(opts Options) (a *Agent, err error) {
 	if err != nil {
 		return a, fmt.Errorf("powers of the process: %w", err)
 	}
-	var report state.Report
-	if a.store, report, err = state.Open(filepath.Join(cfg.StateDir, "units"), state.Options{Logger: a.log}); err != nil {
-		return a, fmt.Errorf("state directory: %w", err)
-	}
-	if !report.Empty() {
-		a.log.Error("the state directory was damaged", "report", report.String())
-		a.notes = append(a.notes, "state directory: "+report.String())
+	// One store each, so that damage of one leaves the others alone.
+	for name, store := range map[string]**state.Store{"units": &a.units, "leases": &a.leases} {
+		if *store, err = a.openStore(filepath.Join(cfg.StateDir, name)); err != nil {
+			return a, err
+		}
 	}
 	if a.dir, err = drop.Open(cfg.DropDir, drop.Options{Logger: a.log, Group: group}); err != nil {
 		return a, err
@@ -99,19 +98,19 @@ func New(opts Options) (a *Agent, err error) {
 	if a.kernel, err = netcfg.Open(netcfg.Options{Log: a.log, RecordFile: filepath.Join(filepath.Dir(cfg.API.Socket), "addresses")}); err != nil {
 		return a, fmt.Errorf("network: %w", err)
 	}
-	key, err := tokenKey(a.store)
+	key, err := tokenKey(a.units)
 	if err != nil {
 		// Tokens of this run end with it then, and clients fetch new ones.
 		a.log.Warn("key of session tokens is not kept", "err", err)
 	}
 	hosts, data := dhcp.NewTable(), metadata.NewTable()
-	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log})
+	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases}})
 	a.metadata = metadata.NewServer(data, metadata.Options{
 		Logger: a.log, TokenKey: key, Hosts: cfg.Metadata.Hosts, Limits: limits(cfg),
 		Passwords: passwords{a},
 	})
 	a.engine = engine.New(engine.Parts{
-		Dir: a.dir, Store: a.store, Kernel: a.kernel, Powers: powers,
+		Dir: a.dir, Store: a.units, Kernel: a.kernel, Powers: powers,
 		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log,
 	}, settings(cfg))
 	if a.socket, err = api.ListenUnix(cfg.API.Socket, group); err != nil {
@@ -131,11 +130,27 @@ func (a *Agent) close() {
 	if a.dir != nil {
 		a.dir.Close()
 	}
-	if a.store != nil {
-		if err := a.store.Close(); err != nil {
+	for _, store := range []*state.Store{a.units, a.leases} {
+		if store == nil {
+			continue
+		}
+		if err := store.Close(); err != nil {
 			a.log.Error("state directory", "err", err)
 		}
 	}
+}
+
+// openStore opens one of the stores in the state directory and reports what is wrong with it.
+func (a *Agent) openStore(dir string) (*state.Store, error) {
+	store, report, err := state.Open(dir, state.Options{Logger: a.log})
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %s: %w", dir, err)
+	}
+	if !report.Empty() {
+		a.log.Error("state was damaged", "dir", dir, "report", report.String())
+		a.notes = append(a.notes, fmt.Sprintf("%s: %s", dir, report))
+	}
+	return store, nil
 }
 
 // Run serves until ctx ends, then stops in order and returns nil; an error is what ended it before.

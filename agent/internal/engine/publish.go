@@ -220,6 +220,9 @@ func dhcpNetwork(n *desired.Network) *dhcp.Network {
 	set(26, n.MTU > 0, func() ([]byte, error) { return dhcp.EncodeMTU(n.MTU) })
 	set(42, len(n.NTP) > 0, func() ([]byte, error) { return dhcp.EncodeAddrs(n.NTP) })
 	set(119, len(n.Search) > 0, func() ([]byte, error) { return dhcp.EncodeSearch(n.Search) })
+	if n.Pool != nil {
+		d.Pool = &dhcp.Pool{From: n.Pool.From, To: n.Pool.To, Probe: n.Pool.Probe}
+	}
 	for _, v := range n.VendorOptions {
 		d.Vendor = append(d.Vendor, dhcp.VendorClass{Prefix: v.Class, Options: v.Options})
 	}
