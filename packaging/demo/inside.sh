@@ -53,6 +53,8 @@ in_guest() {
 	shift
 	nsenter --net --mount --target "$pid" -- "$@"
 }
+# exit_status COMMAND...: prints what the command ends with.
+exit_status() { "$@" >/dev/null 2>&1 && echo 0 || echo $?; }
 fetch() { in_guest "$1" curl --silent --show-error --max-time 3 "http://10.1.1.1$2"; }
 status_of() { in_guest "$@" --output /dev/null --write-out '%{http_code}'; }
 
@@ -103,7 +105,7 @@ if ! within 10 answers; then
 	exit 1
 fi
 mkdir -p "$drop/networks" "$drop/vms"
-promise "it answers its command line" 0 "$(vragent status >/dev/null 2>&1; echo $?)"
+promise "it answers its command line" 0 "$(exit_status vragent status)"
 
 say "3. Files are dropped: a network, and two VMs"
 cat >"$drop/networks/guest-1.yaml" <<EOF
@@ -145,16 +147,21 @@ lease() { # GUEST COMMAND...
 	in_guest "$n" env LEASE="$dir/lease-$n" timeout 20 "$@" >"$dir/client-$n" 2>&1 || true
 	cat "$dir/lease-$n" 2>/dev/null || { echo "no lease"; show <"$dir/client-$n" >&2; }
 }
-promise "web-1, dhclient: 10.1.1.34 from server 10.1.1.1" \
-	"address 10.1.1.34 host name web-1 server identifier 10.1.1.1" \
-	"$(lease 1 "$dir/dhclient" -4 -1 -v -e LEASE="$dir/lease-1" -sf "$dir/configure" -lf "$dir/dhclient.leases" -pf "$dir/dhclient.pid" eth0)"
-promise "web-2, udhcpc:   10.1.1.35 from server 10.1.1.1" \
-	"address 10.1.1.35 host name web-2 server identifier 10.1.1.1" \
-	"$(lease 2 udhcpc -f -q -n -i eth0 -x hostname:any -O hostname -s "$dir/configure")"
+lease_1=$(lease 1 "$dir/dhclient" -4 -1 -v -e LEASE="$dir/lease-1" -sf "$dir/configure" -lf "$dir/dhclient.leases" -pf "$dir/dhclient.pid" eth0)
+lease_2=$(lease 2 udhcpc -f -q -n -i eth0 -x hostname:any -O hostname -s "$dir/configure")
+echo "  web-1, dhclient: $lease_1"
+echo "  web-2, udhcpc:   $lease_2"
+promise "web-1 has its address and name, from the gateway" \
+	"address 10.1.1.34 host name web-1 server identifier 10.1.1.1" "$lease_1"
+promise "web-2 has its address and name, from the gateway" \
+	"address 10.1.1.35 host name web-2 server identifier 10.1.1.1" "$lease_2"
 
 say "5. Each guest reads its user data and its metadata from the server that gave the lease"
 for n in 1 2; do
-	promise "web-$n: curl http://10.1.1.1/latest/user-data" "$(cat "$drop/vms/web-$n/user-data")" "$(fetch "$n" /latest/user-data)"
+	echo "  web-$n: curl http://10.1.1.1/latest/user-data"
+	fetch "$n" /latest/user-data >"$dir/out" || true
+	show <"$dir/out"
+	promise "that is what was dropped for web-$n" "$(cat "$drop/vms/web-$n/user-data")" "$(cat "$dir/out")"
 done
 names=$(fetch 1 /latest/meta-data/)
 echo "  what web-1 reads under http://10.1.1.1/latest/meta-data/:"
@@ -206,7 +213,7 @@ vragent wait vms/web-1 >"$dir/out" || status=$?
 show <"$dir/out"
 promise "web-1 with web-2's address is rejected as well" "1 rejected" "$status $(head -n 1 "$dir/out")"
 promise "and web-1 is served on as before" "release 5" "$(fetch 1 /latest/user-data)"
-promise "vragent status tells it by its exit status" 1 "$(vragent status >/dev/null; echo $?)"
+promise "vragent status tells it by its exit status" 1 "$(exit_status vragent status)"
 
 say "9. Corrected, it takes effect by itself; deleted, it is gone"
 sed 's/ipv4: .*/ipv4: 10.1.1.34/' "$dir/taken" >"$drop/vms/web-1/vm.yaml"
