@@ -269,7 +269,7 @@ func (e *Engine) enforce(moves []desired.Move, contents map[drop.Unit]drop.Conte
 	}
 	writes, err := e.write(moves, contents)
 	if err != nil {
-		err = fmt.Errorf("state directory: %w; the last good content stays in force until there is room for the new one", err)
+		err = fmt.Errorf("%w; the last good content stays in force until there is room for the new one", err)
 		e.Log.Error("changes cannot be put in force", "units", len(moves), "err", err)
 		e.mu.Lock()
 		e.model.Refuse(moves, err, now)
