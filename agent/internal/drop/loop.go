@@ -73,9 +73,8 @@ func (l *loop) run(ctx context.Context) {
 		timer.Reset(time.Until(next))
 
 		var events chan fsnotify.Event
-		var errs chan error
 		if w := l.tree.watcher; w != nil {
-			events, errs = w.Events, w.Errors
+			events = w.Events
 		}
 		select {
 		case <-ctx.Done():
@@ -83,7 +82,7 @@ func (l *loop) run(ctx context.Context) {
 		case e := <-events:
 			l.event(e)
 			l.more(events)
-		case err := <-errs:
+		case err := <-l.tree.lost:
 			l.lost(err)
 		case passed := <-l.dir.barriers:
 			l.waiting = append(l.waiting, passed)

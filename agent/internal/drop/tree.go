@@ -18,6 +18,8 @@ import (
 type tree struct {
 	dir     *Dir
 	watcher *fsnotify.Watcher // nil: the kernel gives none
+	lost    chan error        // one slot: the watcher's last error
+	drained chan struct{}     // closed with the watcher
 	mark    *mark             // nil: there is none
 	seed    maphash.Seed
 
@@ -57,6 +59,7 @@ func idOf(path string) fileID {
 
 func (t *tree) init(d *Dir) {
 	t.dir = d
+	t.lost = make(chan error, 1)
 	t.seed = maphash.MakeSeed()
 	t.bare = make(map[string]uint64)
 	t.tops = map[Kind]*top{
@@ -75,7 +78,24 @@ func (t *tree) open() bool {
 	}
 	t.watcher = w
 	t.mark = newMark(w)
+	t.drained = make(chan struct{})
+	go t.drain()
 	return true
+}
+
+// drain takes the watcher's errors off its hands, whatever the loop is doing:
+// it may report one under the lock that the loop needs to set a watch.
+func (t *tree) drain() {
+	defer close(t.drained)
+	for err := range t.watcher.Errors {
+		if errors.Is(err, unix.EINVAL) {
+			continue // a watch had ended before it was to be ended
+		}
+		select {
+		case t.lost <- err:
+		default:
+		}
+	}
 }
 
 func (t *tree) close() error {
@@ -86,7 +106,9 @@ func (t *tree) close() error {
 	if t.watcher == nil {
 		return nil
 	}
-	return t.watcher.Close()
+	err := t.watcher.Close()
+	<-t.drained
+	return err
 }
 
 func (t *tree) path(kind Kind) string { return filepath.Join(t.dir.path, kind.folder()) }
