@@ -2,7 +2,7 @@ package netcfg
 
 import "testing"
 
-// Unmarked makes Open take the kernel for one that cannot mark addresses.
+// Unmarked makes Open take the kernel for one that cannot mark what it holds.
 func Unmarked(opts Options) Options {
 	opts.unmarked = true
 	return opts

@@ -24,7 +24,7 @@ type Options struct {
 	// if it cannot be read: on such kernels what an earlier run added counts as foreign.
 	RecordFile string
 
-	unmarked bool // take the kernel for one that cannot mark addresses
+	unmarked bool // take the kernel for one that cannot mark what it holds
 }
 
 // A Kernel is the network namespace that it was opened in. All methods may be called from any goroutine.
@@ -38,6 +38,7 @@ type Kernel struct {
 	applying   sync.Mutex // held by Apply; taken before refreshing
 	owned      *ledger    // nil where the kernel marks addresses
 
+	pins      bool // the kernel marks neighbor entries
 	neighbors neighbors
 }
 
@@ -55,7 +56,8 @@ func Open(opts Options) (*Kernel, error) {
 		k.log = slog.New(slog.DiscardHandler)
 	}
 	k.neighbors.init()
-	if opts.unmarked || !marksAddresses() {
+	k.pins = kernelHas(5, 0) && !opts.unmarked // NDA_PROTOCOL
+	if opts.unmarked || !kernelHas(5, 18) {    // IFA_PROTO
 		k.owned = openLedger(opts.RecordFile, k.log)
 	}
 	var err error
@@ -78,17 +80,17 @@ func Open(opts Options) (*Kernel, error) {
 	return k, nil
 }
 
-// marksAddresses tells whether this kernel knows IFA_PROTO.
-func marksAddresses() bool {
+// kernelHas tells whether this is Linux major.minor or newer.
+func kernelHas(major, minor int) bool {
 	var name unix.Utsname
-	var major, minor int
+	var x, y int
 	if err := unix.Uname(&name); err != nil {
 		return false
 	}
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); err != nil {
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &x, &y); err != nil {
 		return false
 	}
-	return major > 5 || major == 5 && minor >= 18
+	return x > major || x == major && y >= minor
 }
 
 // Close frees the sockets; it does not change the network. It must not be called while Run runs.

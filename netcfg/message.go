@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -224,6 +225,77 @@ func (c *conn) promotes(index int) (bool, error) {
 		return binary.NativeEndian.Uint32(value[at:]) != 0, nil
 	}
 	return false, nil
+}
+
+// neighbors lists the entries of a link.
+func (c *conn) neighbors(index int) (map[netip.Addr]neighborEntry, error) {
+	list, err := c.dump(unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, &netlink.Ndmsg{Family: unix.AF_INET},
+		nl.NewRtAttr(netlink.NDA_IFINDEX, nl.Uint32Attr(uint32(index))))
+	if err != nil {
+		return nil, err
+	}
+	entries := make(map[netip.Addr]neighborEntry, len(list))
+	for _, m := range list {
+		if i, ip, entry, ok := parseNeighbor(m); ok && i == index {
+			entries[ip] = entry
+		}
+	}
+	return entries, nil
+}
+
+// neighbor returns the entry for one address on a link, the zero entry if there is none.
+func (c *conn) neighbor(index int, ip netip.Addr) (neighborEntry, error) {
+	head := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index)}
+	list, err := c.execute(unix.RTM_GETNEIGH, 0, unix.RTM_NEWNEIGH, head, nl.NewRtAttr(netlink.NDA_DST, ip.AsSlice()))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return neighborEntry{}, nil
+	}
+	if err != nil {
+		return neighborEntry{}, err
+	}
+	for _, m := range list {
+		if _, _, entry, ok := parseNeighbor(m); ok {
+			return entry, nil
+		}
+	}
+	return neighborEntry{}, fmt.Errorf("neighbor %s: the kernel's answer cannot be read", ip)
+}
+
+// setNeighbor makes a permanent entry of ours, whatever there was.
+func (c *conn) setNeighbor(index int, ip netip.Addr, mac string) error {
+	head := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index), State: netlink.NUD_PERMANENT}
+	_, err := c.execute(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE|unix.NLM_F_ACK, 0, head,
+		nl.NewRtAttr(netlink.NDA_DST, ip.AsSlice()),
+		nl.NewRtAttr(netlink.NDA_LLADDR, []byte(mac)),
+		nl.NewRtAttr(netlink.NDA_PROTOCOL, []byte{Protocol}))
+	return err
+}
+
+func (c *conn) removeNeighbor(index int, ip netip.Addr) error {
+	head := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index)}
+	_, err := c.execute(unix.RTM_DELNEIGH, unix.NLM_F_ACK, 0, head, nl.NewRtAttr(netlink.NDA_DST, ip.AsSlice()))
+	return err
+}
+
+// parseNeighbor reads the body of an RTM_NEWNEIGH message. It returns false for what is no IPv4 neighbor.
+func parseNeighbor(m []byte) (index int, ip netip.Addr, entry neighborEntry, ok bool) {
+	if len(m) < unix.SizeofNdMsg || m[0] != unix.AF_INET {
+		return 0, netip.Addr{}, neighborEntry{}, false
+	}
+	index = int(binary.NativeEndian.Uint32(m[4:8]))
+	state := binary.NativeEndian.Uint16(m[8:10])
+	entry.permanent = state&netlink.NUD_PERMANENT != 0
+	for kind, value := range attributes(m[unix.SizeofNdMsg:]) {
+		switch kind {
+		case netlink.NDA_DST:
+			ip, _ = netip.AddrFromSlice(value)
+		case netlink.NDA_LLADDR:
+			entry.mac = string(value)
+		case netlink.NDA_PROTOCOL:
+			entry.own = entry.permanent && len(value) == 1 && value[0] == Protocol
+		}
+	}
+	return index, ip, entry, ip.Is4()
 }
 
 // attributes walks over the netlink attributes in b, without copying, up to the first broken one. The

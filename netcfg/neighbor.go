@@ -3,7 +3,6 @@ package netcfg
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -11,8 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,6 +28,10 @@ type NeighborFault struct {
 
 // ErrForeignNeighbor is the fault of a neighbor for which somebody else has made a permanent entry.
 var ErrForeignNeighbor = errors.New("another program holds a permanent neighbor entry for this address")
+
+// ErrUnmarkedNeighbor is the fault of all neighbors on kernels before Linux 5.0: an entry there could not
+// be told from others' after a restart.
+var ErrUnmarkedNeighbor = errors.New("this kernel cannot mark neighbor entries (Linux 5.0 can)")
 
 // neighbors are the entries that are wanted, and what of them the kernel is still to be told. The
 // kernel's own table is the only record of what is there: each entry is looked at before it is changed.
@@ -184,13 +185,16 @@ type work struct {
 	asked uint64
 	links map[int]bool         // to be read and put right whole
 	keys  map[neighborKey]bool // to be put right one by one
+
+	failed  int // so far
+	example string
 }
 
 // take returns what there is to do for the links of s.
-func (n *neighbors) take(s *Snapshot) work {
+func (n *neighbors) take(s *Snapshot) *work {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	w := work{asked: n.asked, links: n.links, keys: n.changed}
+	w := &work{asked: n.asked, links: n.links, keys: n.changed}
 	n.links, n.changed = map[int]bool{}, map[neighborKey]bool{}
 	// A device under a new index has none of its entries yet. An index that a device had, if it is still
 	// there, has another name now and entries that belong to the old one.
@@ -226,7 +230,7 @@ func (n *neighbors) take(s *Snapshot) work {
 }
 
 // done tells those who wait that a round is over.
-func (n *neighbors) done(w work) {
+func (n *neighbors) done(w *work) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.waiting = slices.DeleteFunc(n.waiting, func(waiter waiter) bool {
@@ -250,40 +254,49 @@ func (k *Kernel) keepNeighbors(ctx context.Context) {
 		s, _ := k.Current()
 		w := n.take(s)
 		for index := range w.links {
-			if link, ok := s.ByIndex(index); ok && ctx.Err() == nil {
-				k.settleLink(ctx, link, w.keys)
+			if link, ok := s.ByIndex(index); ok && k.pins {
+				k.settleLink(ctx, link, w)
 			}
 		}
 		for key := range w.keys {
+			if ctx.Err() != nil {
+				return
+			}
 			link, ok := s.ByName(key.device)
 			switch {
-			case ctx.Err() != nil:
+			case !k.pins:
+				n.note(w, key, ErrUnmarkedNeighbor)
 			case !ok:
-				n.fault(key, nil)
+				n.note(w, key, nil)
 			case !w.links[link.Index]:
 				have, err := k.conn.neighbor(link.Index, key.ip)
-				if err != nil {
-					n.fault(key, err)
-					continue
+				if err == nil {
+					err = k.settleNeighbor(link, key, have, true)
 				}
-				k.settleNeighbor(link, key, have, true)
+				n.note(w, key, err)
 			}
 		}
-		if ctx.Err() == nil {
-			n.done(w)
+		if ctx.Err() != nil {
+			return
 		}
+		if w.failed > 0 {
+			// One line a round: 50,000 neighbors mostly fail for one reason.
+			k.log.Warn("neighbor entries are not as wanted", "count", w.failed, "for example", w.example)
+		}
+		n.done(w)
 	}
 }
 
-// settleLink compares all entries of a link with what is wanted there. Those of changed that are not
-// wanted are removed in any case, others of ours only after PruneNeighbors.
-func (k *Kernel) settleLink(ctx context.Context, link Link, changed map[neighborKey]bool) {
+// settleLink compares all entries of a link with what is wanted there. Those that have just been removed
+// from what is wanted are removed in any case, others of ours only after PruneNeighbors.
+func (k *Kernel) settleLink(ctx context.Context, link Link, w *work) {
+	n := &k.neighbors
 	have, err := k.conn.neighbors(link.Index)
 	if err != nil {
 		k.log.Error("the neighbors of a device could not be read", "device", link.Name, "error", err)
+		n.again(link, w) // with the next event
 		return
 	}
-	n := &k.neighbors
 	n.mu.Lock()
 	prune := n.prune
 	keys := make(map[neighborKey]bool, len(n.wanted[link.Name]))
@@ -300,17 +313,14 @@ func (k *Kernel) settleLink(ctx context.Context, link Link, changed map[neighbor
 		if ctx.Err() != nil {
 			return
 		}
-		k.settleNeighbor(link, key, have[key.ip], prune || changed[key])
+		n.note(w, key, k.settleNeighbor(link, key, have[key.ip], prune || w.keys[key]))
 	}
 }
 
 // settleNeighbor makes one entry what is wanted. An entry of ours that is not wanted is removed if prune.
-func (k *Kernel) settleNeighbor(link Link, key neighborKey, have neighborEntry, prune bool) {
-	n := &k.neighbors
-	n.mu.Lock()
-	want := n.wanted[key.device][key.ip]
-	n.mu.Unlock()
+func (k *Kernel) settleNeighbor(link Link, key neighborKey, have neighborEntry, prune bool) error {
 	var err error
+	want := k.neighbors.want(key)
 	switch decide(have, want) {
 	case setEntry:
 		err = k.conn.setNeighbor(link.Index, key.ip, want)
@@ -322,23 +332,43 @@ func (k *Kernel) settleNeighbor(link Link, key neighborKey, have neighborEntry, 
 		err = ErrForeignNeighbor
 	}
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENETDOWN) {
-		err = nil // the device is on its way out, or down; it is looked at again when it is back
+		return nil // the device is on its way out, or down; it is looked at again when it is back
 	}
-	n.fault(key, err)
-	if err != nil {
-		k.log.Warn("neighbor entry not kept", "device", key.device, "address", key.ip, "error", err)
+	return err
+}
+
+// want returns the hardware address that is wanted for key, "" for none.
+func (n *neighbors) want(key neighborKey) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.wanted[key.device][key.ip]
+}
+
+// again puts back what a round could not do on a link, without waking anybody.
+func (n *neighbors) again(link Link, w *work) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links[link.Index] = true
+	for key := range w.keys {
+		if key.device == link.Name {
+			n.changed[key] = true
+		}
 	}
 }
 
-// fault notes what became of a wanted neighbor.
-func (n *neighbors) fault(key neighborKey, err error) {
+// note notes what became of a neighbor in a round.
+func (n *neighbors) note(w *work, key neighborKey, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if _, wanted := n.wanted[key.device][key.ip]; err == nil || !wanted {
 		delete(n.faults, key)
-		return
+	} else {
+		n.faults[key] = err
 	}
-	n.faults[key] = err
+	if err != nil {
+		w.failed++
+		w.example = fmt.Sprintf("%s on %s: %v", key.ip, key.device, err)
+	}
 }
 
 // A neighborEntry is what the kernel knows of a neighbor; the zero value is nothing.
@@ -369,75 +399,4 @@ func decide(have neighborEntry, want string) neighborAction {
 		return foreignEntry
 	}
 	return setEntry
-}
-
-// neighbors lists the entries of a link.
-func (c *conn) neighbors(index int) (map[netip.Addr]neighborEntry, error) {
-	list, err := c.dump(unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, &netlink.Ndmsg{Family: unix.AF_INET},
-		nl.NewRtAttr(netlink.NDA_IFINDEX, nl.Uint32Attr(uint32(index))))
-	if err != nil {
-		return nil, err
-	}
-	entries := make(map[netip.Addr]neighborEntry, len(list))
-	for _, m := range list {
-		if i, ip, entry, ok := parseNeighbor(m); ok && i == index {
-			entries[ip] = entry
-		}
-	}
-	return entries, nil
-}
-
-// neighbor returns the entry for one address on a link, the zero entry if there is none.
-func (c *conn) neighbor(index int, ip netip.Addr) (neighborEntry, error) {
-	head := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index)}
-	list, err := c.execute(unix.RTM_GETNEIGH, 0, unix.RTM_NEWNEIGH, head, nl.NewRtAttr(netlink.NDA_DST, ip.AsSlice()))
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return neighborEntry{}, nil
-	}
-	if err != nil {
-		return neighborEntry{}, err
-	}
-	for _, m := range list {
-		if _, _, entry, ok := parseNeighbor(m); ok {
-			return entry, nil
-		}
-	}
-	return neighborEntry{}, fmt.Errorf("neighbor %s: the kernel's answer cannot be read", ip)
-}
-
-// setNeighbor makes a permanent entry of ours, whatever there was.
-func (c *conn) setNeighbor(index int, ip netip.Addr, mac string) error {
-	head := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index), State: netlink.NUD_PERMANENT}
-	_, err := c.execute(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE|unix.NLM_F_ACK, 0, head,
-		nl.NewRtAttr(netlink.NDA_DST, ip.AsSlice()),
-		nl.NewRtAttr(netlink.NDA_LLADDR, []byte(mac)),
-		nl.NewRtAttr(netlink.NDA_PROTOCOL, []byte{Protocol}))
-	return err
-}
-
-func (c *conn) removeNeighbor(index int, ip netip.Addr) error {
-	head := &netlink.Ndmsg{Family: unix.AF_INET, Index: uint32(index)}
-	_, err := c.execute(unix.RTM_DELNEIGH, unix.NLM_F_ACK, 0, head, nl.NewRtAttr(netlink.NDA_DST, ip.AsSlice()))
-	return err
-}
-
-// parseNeighbor reads the body of an RTM_NEWNEIGH message. It returns false for what is no IPv4 neighbor.
-func parseNeighbor(m []byte) (index int, ip netip.Addr, entry neighborEntry, ok bool) {
-	if len(m) < unix.SizeofNdMsg || m[0] != unix.AF_INET {
-		return 0, netip.Addr{}, neighborEntry{}, false
-	}
-	index = int(binary.NativeEndian.Uint32(m[4:8]))
-	state := binary.NativeEndian.Uint16(m[8:10])
-	entry.permanent = state&netlink.NUD_PERMANENT != 0
-	for kind, value := range attributes(m[unix.SizeofNdMsg:]) {
-		switch kind {
-		case netlink.NDA_DST:
-			ip, _ = netip.AddrFromSlice(value)
-		case netlink.NDA_LLADDR:
-			entry.mac = string(value)
-		case netlink.NDA_PROTOCOL:
-			entry.own = entry.permanent && len(value) == 1 && value[0] == Protocol
-		}
-	}
-	return index, ip, entry, ip.Is4()
 }

@@ -117,6 +117,25 @@ func TestNeighborsOfOthersAreLeftAlone(t *testing.T) {
 	}
 }
 
+func TestNeighborsThatCannotBeMarkedAreRefused(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	router := nstest.Here(t)
+	k := open(t, netcfg.Unmarked(netcfg.Options{}))
+	pin(t, k, "eth0", "10.1.1.34", mac1)
+	settle(t, k)
+	device(t, router, "eth0")
+	await(t, k, "eth0 is there", func(s *netcfg.Snapshot) bool { _, ok := s.ByName("eth0"); return ok })
+	pin(t, k, "eth0", "10.1.1.35", mac2)
+	settle(t, k)
+	wantShown(t, router, "eth0", "10.1.1.34", "")
+	faults := k.NeighborFaults()
+	if len(faults) != 2 || !errors.Is(faults[0].Err, netcfg.ErrUnmarkedNeighbor) || !errors.Is(faults[1].Err, netcfg.ErrUnmarkedNeighbor) {
+		t.Errorf("faults = %v, want both", faults)
+	}
+}
+
 func TestNeighborsOfAnEarlierRunArePruned(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
