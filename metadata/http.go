@@ -314,6 +314,7 @@ func (s *Server) park(ctx *fasthttp.RequestCtx, c *conn, e *entry, v view, r *re
 	}
 	w := &waiter{key: e.key, conn: c, request: r, last: wish.last}
 	c.waiter.Store(w)
+	c.handOver = nil // who answers the request later accepts no connections
 	s.running.Add(1) // until finish has answered
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(net.Conn) {

@@ -357,12 +357,16 @@ func (s *Server) accept(l *listener) {
 		if c == nil {
 			continue
 		}
-		c.handOver = func() { s.running.Go(func() { s.accept(l) }) }
+		handedOver := false
+		c.handOver = func() {
+			handedOver = true
+			s.running.Go(func() { s.accept(l) })
+		}
 		s.http[l.place.service].ServeConn(c) // what goes wrong with a connection is its client's affair
 		if c.waiter.Load() == nil {
 			s.leave(c)
 		}
-		if c.handOver == nil {
+		if handedOver {
 			return
 		}
 	}
