@@ -15,7 +15,7 @@ LDFLAGS = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-quick race fuzz lint deb demo bench clean install-deps
+.PHONY: help build test test-quick race fuzz lint deb trial demo bench clean install-deps
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -44,6 +44,11 @@ lint: ## gofmt, vet, staticcheck and the shell scripts
 
 deb: build ## a Debian package in dist/
 	packaging/deb.sh $(VERSION)
+
+trial: deb ## try that package on a booted copy of this machine, in namespaces; needs root
+	packaging/deps.sh trial
+	lintian --fail-on error,warning --allow-root dist/vragent_$(VERSION)_$$($(GO) env GOARCH).deb
+	packaging/trial/run.sh dist/vragent_$(VERSION)_$$($(GO) env GOARCH).deb
 
 demo: ## a router and two guests on this machine: what vragent does, shown in under a minute
 	packaging/deps.sh demo

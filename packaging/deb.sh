@@ -23,9 +23,9 @@ sed "s/@VERSION@/$VERSION/; s/@DATE@/$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%
 	echo " -- The vragent authors <vragent@vragent.invalid>  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
 } | gzip -9n >dist/tree/changelog.gz
 
-go tool -modfile=packaging/tools/go.mod nfpm package --config packaging/nfpm.yaml --packager deb --target dist/ >dist/nfpm.log || {
+go tool -modfile=packaging/tools/go.mod nfpm package --config packaging/nfpm.yaml --packager deb --target "dist/vragent_${VERSION}_$DEB_ARCH.deb" >dist/nfpm.log || {
 	cat dist/nfpm.log >&2
 	exit 1
 }
 rm -rf dist/tree dist/nfpm.log
-ls dist/vragent_*_"$DEB_ARCH".deb
+echo "dist/vragent_${VERSION}_$DEB_ARCH.deb"

@@ -3,7 +3,7 @@
 #
 #   packaging/deps.sh demo    what make demo needs
 #   packaging/deps.sh test    what make test needs as well: the real clients
-#   packaging/deps.sh deb     what make deb and its checks need
+#   packaging/deps.sh trial   what make trial needs
 #
 # No service is started, and none is enabled that comes with a package installed here: these are
 # programs for tests, and this may be somebody's own machine.
@@ -14,7 +14,7 @@ test="$demo
 	gcc libc6-dev git
 	busybox udhcpc dhcpcd-base systemd network-manager cloud-init cloud-guest-utils dbus
 	wget rsync openssh-server acl vim-tiny tar tcpdump procps"
-deb='lintian man-db'
+trial='lintian systemd iproute2 procps libcap2-bin man-db'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service NetworkManager.service NetworkManager-dispatcher.service
@@ -23,9 +23,9 @@ services='ssh.service sshd.service NetworkManager.service NetworkManager-dispatc
 case "${1:-}" in
 demo) wanted=$demo ;;
 test) wanted=$test ;;
-deb) wanted=$deb ;;
+trial) wanted=$trial ;;
 *)
-	echo "usage: $0 demo|test|deb" >&2
+	echo "usage: $0 demo|test|trial" >&2
 	exit 64
 	;;
 esac

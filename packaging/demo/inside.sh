@@ -7,40 +7,14 @@ dir=$2
 here=$(cd "$(dirname "$0")" && pwd)
 drop=$dir/drop
 config=$dir/agent.yaml
-kept=0   # promises kept
-broken=0 # and not
-
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-[ -t 1 ] && [ -z "${NO_COLOR:-}" ] || say() { printf '\n%s\n' "$*"; }
-show() { sed 's/^/    /'; }
+# shellcheck source=packaging/promise.sh
+. "$here/../promise.sh"
 vragent() { "$agent" "$@" --config "$config"; }
-
-# promise TEXT WANT GOT: says whether GOT is what was promised.
-promise() {
-	if [ "$2" = "$3" ]; then
-		kept=$((kept + 1))
-		echo "  ok  $1"
-	else
-		broken=$((broken + 1))
-		echo "  NOT AS PROMISED  $1"
-		printf 'wanted: %s\ngot:    %s\n' "$2" "$3" | show
-	fi
-}
-
-# within SECONDS COMMAND...: tries the command until it succeeds.
-within() {
-	until=$(($(date +%s) + $1))
-	shift
-	until "$@"; do
-		[ "$(date +%s)" -lt "$until" ] || return 1
-		sleep 0.02
-	done
-}
 
 # guest N NAME MAC: a machine on the network, which sleeps until commands are run in it.
 guest() {
 	unshare --net --mount sleep infinity &
-	eval "guest_$1=$!"
+	echo $! >"$dir/guest-$1"
 	within 5 another_namespace "$!"
 	ip link add "port$1" type veth peer name eth0 address "$3" netns "$!"
 	ip link set "port$1" master lan up
@@ -49,16 +23,14 @@ guest() {
 }
 another_namespace() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
 in_guest() {
-	eval "pid=\$guest_$1"
+	pid=$(cat "$dir/guest-$1")
 	shift
 	nsenter --net --mount --target "$pid" -- "$@"
 }
-# exit_status COMMAND...: prints what the command ends with.
-exit_status() { "$@" >/dev/null 2>&1 && echo 0 || echo $?; }
 fetch() { in_guest "$1" curl --silent --show-error --max-time 3 "http://10.1.1.1$2"; }
 status_of() { in_guest "$@" --output /dev/null --write-out '%{http_code}'; }
 
-# drop_vm NAME ADDRESS MAC writes the files of a VM to a folder that is not read yet.
+# prepare_vm NAME ADDRESS MAC writes the files of a VM to a folder that is not read yet.
 prepare_vm() {
 	mkdir -p "$dir/new/$1"
 	cat >"$dir/new/$1/vm.yaml" <<-EOF
@@ -230,5 +202,4 @@ status=0
 wait "$daemon" || status=$?
 promise "the agent stops cleanly" 0 "$status"
 
-say "$kept promises kept, $broken broken"
-[ "$broken" -eq 0 ]
+verdict

@@ -14,41 +14,41 @@
 # Exit status 0 when everything shown was as promised.
 set -eu
 
-here=$(cd "$(dirname "$0")" && pwd)
-
-# Without root, a user namespace gives what power there is to have over one's own namespaces.
-outside() {
-	agent=$(readlink -f "$1")
-	unprivileged=
-	if [ "$(id -u)" -ne 0 ]; then
-		unprivileged='--user --map-root-user'
-		# shellcheck disable=SC2086 # options
-		unshare $unprivileged --net true 2>/dev/null || {
-			echo "demo: this machine lets nobody but root make namespaces: run it as root" >&2
-			exit 1
-		}
-	fi
-	dir=$(mktemp -d)
-	child=
-	tidy() {
-		[ -z "$child" ] || kill -KILL "$child" 2>/dev/null || true # and with it all in its namespaces
-		[ -z "$child" ] || wait "$child" 2>/dev/null || true
-		rm -rf "$dir"
-	}
-	trap tidy EXIT
-	trap 'echo; echo "demo: interrupted; everything is taken down"; exit 130' INT TERM
-	# shellcheck disable=SC2086 # options
-	unshare $unprivileged --net --mount --pid --fork --kill-child --mount-proc \
-		"$here/inside.sh" "$agent" "$dir" &
-	child=$!
-	status=0
-	wait "$child" || status=$?
-	child=
-	exit "$status"
-}
-
 [ $# -eq 1 ] || {
 	echo "usage: $0 VRAGENT" >&2
 	exit 64
 }
-outside "$1"
+here=$(cd "$(dirname "$0")" && pwd)
+agent=$(readlink -f "$1")
+
+# Without root, a user namespace gives what power there is to have over one's own namespaces.
+unprivileged=
+if [ "$(id -u)" -ne 0 ]; then
+	unprivileged='--user --map-root-user'
+	# shellcheck disable=SC2086 # options
+	unshare $unprivileged --net true 2>/dev/null || {
+		echo "demo: this machine lets nobody but root make namespaces: run it as root" >&2
+		exit 1
+	}
+fi
+
+dir=$(mktemp -d)
+child=
+tidy() {
+	if [ -n "$child" ]; then
+		kill -KILL "$child" 2>/dev/null || true # and with it all in its namespaces
+		wait "$child" 2>/dev/null || true
+	fi
+	rm -rf "$dir"
+}
+trap tidy EXIT
+trap 'echo; echo "demo: interrupted; everything is taken down"; exit 130' INT TERM
+
+# shellcheck disable=SC2086 # options
+unshare $unprivileged --net --mount --pid --fork --kill-child --mount-proc \
+	"$here/inside.sh" "$agent" "$dir" &
+child=$!
+status=0
+wait "$child" || status=$?
+child=
+exit "$status"
