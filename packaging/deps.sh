@@ -92,5 +92,5 @@ fi
 
 for service in $services; do
 	case " $before " in *" $service "*) continue ;; esac
-	[ ! -e "/lib/systemd/system/$service" ] || $as_root deb-systemd-helper disable "$service" >/dev/null 2>&1 || true
+	[ ! -e "/lib/systemd/system/$service" ] || $as_root systemctl disable "$service" >/dev/null 2>&1 || true
 done
