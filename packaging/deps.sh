@@ -12,13 +12,14 @@ set -eu
 demo='iproute2 util-linux curl openssh-client isc-dhcp-client'
 test="$demo
 	gcc libc6-dev git
-	busybox udhcpc dhcpcd-base systemd network-manager cloud-init cloud-guest-utils dbus
-	wget rsync openssh-server acl vim-tiny tar tcpdump procps"
+	busybox udhcpc dhcpcd-base systemd network-manager dbus cloud-init cloud-guest-utils
+	wget rsync openssh-server acl vim-tiny tar tcpdump procps
+	python3 python3-cs slapd openssl zsh fish"
 trial='lintian systemd iproute2 procps libcap2-bin man-db'
 
 # Service files of those packages that their installation would enable for the next boot.
-services='ssh.service sshd.service NetworkManager.service NetworkManager-dispatcher.service
-	NetworkManager-wait-online.service'
+services='ssh.service sshd.service slapd.service NetworkManager.service
+	NetworkManager-dispatcher.service NetworkManager-wait-online.service'
 
 case "${1:-}" in
 demo) wanted=$demo ;;
@@ -29,6 +30,8 @@ trial) wanted=$trial ;;
 	exit 64
 	;;
 esac
+
+has_service() { [ -e "/lib/systemd/system/$1" ] || [ -e "/etc/init.d/${1%.service}" ]; }
 
 installed() {
 	[ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" = 'ii ' ]
@@ -70,7 +73,7 @@ fi
 
 before=
 for service in $services; do
-	[ ! -e "/lib/systemd/system/$service" ] || before="$before $service"
+	! has_service "$service" || before="$before $service"
 done
 case " $missing " in
 *' cloud-init '*) # it would set up this machine anew at its next boot
@@ -92,5 +95,5 @@ fi
 
 for service in $services; do
 	case " $before " in *" $service "*) continue ;; esac
-	[ ! -e "/lib/systemd/system/$service" ] || $as_root systemctl disable "$service" >/dev/null 2>&1 || true
+	! has_service "$service" || $as_root systemctl disable "$service" >/dev/null 2>&1 || true
 done
