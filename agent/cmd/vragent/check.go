@@ -47,7 +47,7 @@ type checkReport struct {
 
 func (r checkReport) write(w io.Writer) error {
 	for _, f := range r.Faults {
-		if _, err := fmt.Fprintln(w, oneLine(faultText(f))); err != nil {
+		if _, err := fmt.Fprintln(w, oneLine(f.String())); err != nil {
 			return err
 		}
 	}

@@ -148,7 +148,7 @@ func busy() *router {
 			{
 				Unit: api.Unit{Unit: "vms/web-1", State: api.Applied, InForce: true}, Name: "web-1", Hostname: "web-1",
 				NICs: []api.NIC{
-					{Network: "guest-1", MAC: "02:00:4c:5f:00:01", IPv4: "10.1.1.34", Default: true, Served: true, LastSeen: agoPtr(4 * time.Second)},
+					{Network: "guest-1", MAC: "02:00:4c:5f:00:01", IPv4: "10.1.1.34", Default: true, Served: true, LastSeen: agoPtr(4 * time.Second), LeaseEnds: agoPtr(-11 * time.Hour)},
 					{Network: "guest-2", MAC: "02:00:4c:5f:00:02", IPv4: "192.168.100.34", Why: "network guest-2 is pending"},
 				},
 			},
@@ -169,7 +169,7 @@ func busy() *router {
 			VM: &api.VM{
 				Unit: api.Unit{Unit: "vms/web-1", State: api.Applied, InForce: true, Since: ago(2 * time.Hour)}, Name: "web-1", Hostname: "web-1",
 				NICs: []api.NIC{
-					{Network: "guest-1", MAC: "02:00:4c:5f:00:01", IPv4: "10.1.1.34", Default: true, Served: true, LastSeen: agoPtr(4 * time.Second)},
+					{Network: "guest-1", MAC: "02:00:4c:5f:00:01", IPv4: "10.1.1.34", Default: true, Served: true, LastSeen: agoPtr(4 * time.Second), LeaseEnds: agoPtr(-11 * time.Hour)},
 					{Network: "guest-2", MAC: "02:00:4c:5f:00:02", IPv4: "192.168.100.34", Why: "network guest-2 is pending"},
 				},
 			},

@@ -133,10 +133,10 @@ func writeNICs(w io.Writer, std stdio, nics []api.NIC) error {
 	}
 	t := table{columns: []column{
 		{title: "NETWORK", names: true}, {title: "MAC"}, {title: "ADDRESS"},
-		{title: "DEFAULT"}, {title: "SERVED"}, {title: "SEEN", right: true},
+		{title: "DEFAULT"}, {title: "SERVED"}, {title: "SEEN", right: true}, {title: "LEASE", right: true},
 	}}
 	for _, n := range nics {
-		t.add(n.Network, n.MAC, n.IPv4, yes(n.Default), yes(n.Served), seen(std.now(), n.LastSeen))
+		t.add(n.Network, n.MAC, n.IPv4, yes(n.Default), yes(n.Served), seen(std.now(), n.LastSeen), left(std.now(), n.LeaseEnds))
 	}
 	if err := t.write(w, "  "); err != nil {
 		return err
@@ -150,6 +150,17 @@ func writeNICs(w io.Writer, std stdio, nics []api.NIC) error {
 		}
 	}
 	return nil
+}
+
+// left tells how long a lease still runs.
+func left(now time.Time, ends *time.Time) string {
+	switch {
+	case ends == nil:
+		return ""
+	case ends.Before(now):
+		return "over"
+	}
+	return age(*ends, now)
 }
 
 func yes(b bool) string {

@@ -86,7 +86,7 @@ func writeStatus(w io.Writer, std stdio, s api.Status) error {
 	section("faults of the daemon", s.Faults)
 	faults := make([]string, len(s.Config.Faults))
 	for i, f := range s.Config.Faults {
-		faults[i] = faultText(f)
+		faults[i] = f.String()
 	}
 	section("the newest configuration is rejected, the older one stays in force", faults)
 	section("changed in the configuration, in force after a restart only", s.Config.Restart)

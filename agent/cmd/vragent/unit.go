@@ -1,30 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"strings"
 
 	"vragent/agent/internal/api"
 )
-
-// faultText is a fault as editors and compilers write it, file:line:col: what, without the parts
-// that are not known.
-func faultText(f api.Fault) string {
-	var b strings.Builder
-	if f.File != "" {
-		b.WriteString(f.File + ":")
-		if f.Line > 0 {
-			fmt.Fprintf(&b, "%d:", f.Line)
-			if f.Column > 0 {
-				fmt.Fprintf(&b, "%d:", f.Column)
-			}
-		}
-		b.WriteString(" ")
-	}
-	b.WriteString(f.What)
-	return b.String()
-}
 
 // writeUnits tells what there is to say of units: their reasons and notes. Units that nothing is
 // to be said of are left out.
@@ -49,7 +30,7 @@ func writeUnits(w io.Writer, std stdio, units []api.Unit) error {
 func remarks(u api.Unit) string {
 	var b strings.Builder
 	for _, r := range u.Reasons {
-		b.WriteString(wrap(faultText(r), "  ", "    ", width))
+		b.WriteString(wrap(r.String(), "  ", "    ", width))
 	}
 	if u.State == api.Rejected && u.InForce {
 		b.WriteString("  its last good content stays in force\n")
