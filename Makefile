@@ -56,7 +56,9 @@ demo: ## a router and two guests on this machine: what vragent does, shown in un
 	packaging/demo/run.sh bin/vragent
 
 bench: ## the figures of this machine, as tables
+	packaging/deps.sh bench
 	$(GO) test -run '^$$' -bench . ./...
+	VRAGENT_FIGURES=1 $(GO) test -count=1 -v -run '^TestFigures' ./... | grep -v 'no test'
 
 install-deps: ## install the Debian packages that the tests need and that are missing here
 	packaging/deps.sh test

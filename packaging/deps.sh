@@ -3,6 +3,7 @@
 #
 #   packaging/deps.sh demo    what make demo needs
 #   packaging/deps.sh test    what make test needs as well: the real clients
+#   packaging/deps.sh bench   what make bench needs as well: the peers, and who loads them
 #   packaging/deps.sh trial   what make trial needs
 #
 # No service is started, and none is enabled that comes with a package installed here: these are
@@ -15,18 +16,22 @@ test="$demo
 	busybox udhcpc dhcpcd-base systemd network-manager dbus cloud-init cloud-guest-utils
 	wget rsync openssh-server acl vim-tiny tar tcpdump procps
 	python3 python3-cs slapd openssl zsh fish"
+bench="$test
+	wrk nginx-light apache2"
 trial='lintian systemd iproute2 procps libcap2-bin man-db'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service
-	NetworkManager-dispatcher.service NetworkManager-wait-online.service'
+	NetworkManager-dispatcher.service NetworkManager-wait-online.service
+	nginx.service apache2.service apache-htcacheclean.service'
 
 case "${1:-}" in
 demo) wanted=$demo ;;
 test) wanted=$test ;;
+bench) wanted=$bench ;;
 trial) wanted=$trial ;;
 *)
-	echo "usage: $0 demo|test|trial" >&2
+	echo "usage: $0 demo|test|bench|trial" >&2
 	exit 64
 	;;
 esac
