@@ -289,7 +289,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown shell", []string{"completion", "csh"}, 64, "vragent: invalid argument \"csh\" for \"vragent completion\": see vragent completion --help\n"},
 		{"no daemon", []string{"status", "--config", none}, 69, "vragent: no daemon is listening on /nowhere/api.sock: start it with systemctl start vragent\n"},
 		{"no daemon to wait for", []string{"wait", "--config", none}, 69, "vragent: no daemon is listening on /nowhere/api.sock: start it with systemctl start vragent\n"},
-		{"unknown guest", []string{"explain", "nobody", "--config", busy}, 1, "vragent: unknown: no VM, MAC or address \"nobody\": see vragent vms for those that are known\n"},
+		{"unknown guest", []string{"explain", "nobody", "--config", busy}, 1, "vragent: no VM, MAC or address \"nobody\" is known: see vragent vms\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

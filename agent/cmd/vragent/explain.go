@@ -29,7 +29,7 @@ Exit status 1 for a guest that nothing is known of.`,
 		defer daemon.Close()
 		e, err := daemon.Explain(cmd.Context(), args[0])
 		if errors.Is(err, api.ErrUnknown) {
-			return fmt.Errorf("%w: see vragent vms for those that are known", err)
+			return fmt.Errorf("no VM, MAC or address %q is known: see vragent vms", args[0])
 		}
 		if err != nil {
 			return err
