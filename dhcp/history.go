@@ -24,6 +24,7 @@ type Exchange struct {
 	Device  string
 	MAC     MAC
 	Message string // DISCOVER, REQUEST, ... or BOOTP
+	State   string // of a REQUEST: selecting, init-reboot, renewing or rebinding
 	Answer  string // OFFER, ACK, NAK or BOOTP; empty is silence
 	Address netip.Addr
 	Why     string // of a NAK or of silence
@@ -37,6 +38,7 @@ type exchange struct {
 	message dhcpv4.MessageType
 	answer  dhcpv4.MessageType
 	silent  bool
+	state   requestState
 	address netip.Addr
 	why     error
 }
@@ -125,7 +127,7 @@ func (g *pastGuest) newestFirst() []Exchange {
 	for i := 1; i <= count; i++ {
 		e := &g.ring[(g.next-i+exchangesPerGuest)%exchangesPerGuest]
 		out := Exchange{Time: e.time, Network: e.network, Device: e.device, MAC: g.mac, Address: e.address,
-			Message: messageName(e.message)}
+			Message: messageName(e.message), State: requestStates[e.state]}
 		if !e.silent {
 			out.Answer = messageName(e.answer)
 		}
@@ -135,6 +137,34 @@ func (g *pastGuest) newestFirst() []Exchange {
 		exchanges = append(exchanges, out)
 	}
 	return exchanges
+}
+
+// requestState is the state of a client that sends a REQUEST, RFC 2131, section 4.3.2.
+type requestState uint8
+
+const (
+	stateNone requestState = iota
+	stateSelecting
+	stateInitReboot
+	stateRenewing
+	stateRebinding
+)
+
+var requestStates = [...]string{"", "selecting", "init-reboot", "renewing", "rebinding"}
+
+// stateOf tells a REQUEST's state by what it holds and where it was sent.
+func stateOf(r *request, p *Packet) requestState {
+	switch {
+	case r.kind != dhcpv4.MessageTypeRequest:
+		return stateNone
+	case r.hasServerID:
+		return stateSelecting
+	case !r.ciaddr.IsValid():
+		return stateInitReboot
+	case p.Destination == broadcastAddr || r.giaddr.IsValid():
+		return stateRebinding
+	}
+	return stateRenewing
 }
 
 func messageName(kind dhcpv4.MessageType) string {

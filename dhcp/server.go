@@ -339,7 +339,7 @@ func (w *worker) respond(device *Device, packet *Packet) {
 	if err == ErrProbing && w.port.prober.wait(r.mac, packet) {
 		return // it is heard again
 	}
-	e := newExchange(device, r, packet.Time, &reply, err)
+	e := newExchange(device, r, packet, &reply, err)
 	switch {
 	case reply.claim != nil:
 		reply.Message = append([]byte(nil), reply.Message...)
@@ -374,8 +374,8 @@ func (s *Server) flush(p *port, device *Device, out *outbox) {
 }
 
 // newExchange puts what came of a request into a form that keeps nothing of the packet.
-func newExchange(device *Device, r *request, now time.Time, reply *Reply, err error) exchange {
-	e := exchange{time: now, network: reply.Network, device: device.Name, message: r.kind, answer: reply.Type,
+func newExchange(device *Device, r *request, p *Packet, reply *Reply, err error) exchange {
+	e := exchange{time: p.Time, state: stateOf(r, p), network: reply.Network, device: device.Name, message: r.kind, answer: reply.Type,
 		address: reply.Address, why: reply.Why}
 	if err != nil {
 		e.silent, e.why = true, err

@@ -28,19 +28,27 @@ func newLab(t *testing.T, opts ServerOptions, change ...func(*Network)) (*lab, *
 	guest.SetMAC(t, "eth0", web.String())
 	l.router.AddAddr(t, "eth0", "10.1.1.1/24")
 	l.table.SetNetwork(guestNetwork(change...))
+	l.start(opts, l.device("eth0", "guest-1"))
+	return l, guest
+}
+
+// start runs a server for devices until the test ends.
+func (l *lab) start(opts ServerOptions, devices ...Device) {
+	l.t.Helper()
 	l.server = NewServer(l.table, opts)
-	l.server.SetDevices([]Device{l.device("eth0", "guest-1")})
+	l.server.SetDevices(devices)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.server.Run(ctx) }()
-	t.Cleanup(func() {
+	l.t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("Run() = %v", err)
+			l.t.Errorf("Run() = %v", err)
 		}
 	})
-	l.waitServing("eth0")
-	return l, guest
+	for _, device := range devices {
+		l.waitServing(device.Name)
+	}
 }
 
 func (l *lab) device(name string, networks ...string) Device {
