@@ -1,0 +1,167 @@
+package cloudstack
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// ApplyPath is where a Handler answers.
+const ApplyPath = "/v1/cloudstack/apply"
+
+// maxBody bounds one request; Client sends larger numbers of files in several.
+const maxBody = 64 << 20
+
+// maxBatch is how many bytes of files Client sends in one request, as long as they are more than one.
+const maxBatch = 8 << 20
+
+type applyRequest struct {
+	Files []File `json:"files"`
+}
+
+type applyAnswer struct {
+	Results []Result `json:"results,omitempty"`
+	Error   string   `json:"error,omitempty"`
+}
+
+// Handler answers on the local socket:
+//
+//	POST /v1/cloudstack/apply   {"files": [{"name": ..., "data": base64}]}: what became of each file;
+//	                            503 with the reason where they could not be taken in
+//	GET  /v1/cloudstack/guests  what an original of the router would know of the guests (Guests)
+//
+// The handler trusts its callers, whom the socket has let in.
+func (d *Dialect) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+ApplyPath, func(w http.ResponseWriter, r *http.Request) {
+		var req applyRequest
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&req); err != nil {
+			answer(w, http.StatusBadRequest, applyAnswer{Error: fmt.Sprintf("body: %v", err)})
+			return
+		}
+		results, err := d.Apply(r.Context(), req.Files)
+		if err != nil {
+			answer(w, http.StatusServiceUnavailable, applyAnswer{Error: err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, applyAnswer{Results: results})
+	})
+	mux.HandleFunc("GET "+guestsPath, d.serveGuests)
+	return mux
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		status, body = http.StatusInternalServerError, []byte(`{"error":"internal"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n'))
+}
+
+// ErrNoDaemon is returned where nobody listens on the socket.
+var ErrNoDaemon = errors.New("no daemon is listening")
+
+// Client hands files to the daemon over its unix socket.
+type Client struct {
+	path string
+	http *http.Client
+	// Patience is how long to wait for a daemon that is not there, which may be about to start.
+	Patience time.Duration
+}
+
+// Dial returns a client for the socket at path; it connects with the first call.
+func Dial(path string) *Client {
+	dialer := &net.Dialer{Timeout: 5 * time.Second}
+	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", path)
+		},
+	}}}
+}
+
+// Close ends the connections that are kept for further calls.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Apply has files taken in, in order, and returns what became of each, as Dialect.Apply does.
+func (c *Client) Apply(ctx context.Context, files []File) ([]Result, error) {
+	var all []Result
+	for len(files) > 0 {
+		n, size := 0, 0
+		for n < len(files) && (n == 0 || size+len(files[n].Data) <= maxBatch) {
+			size += len(files[n].Data)
+			n++
+		}
+		body, err := json.Marshal(applyRequest{files[:n]})
+		if err != nil {
+			return all, err
+		}
+		data, err := c.do(ctx, http.MethodPost, ApplyPath, body)
+		if err != nil {
+			return all, err
+		}
+		var a applyAnswer
+		if err := json.Unmarshal(data, &a); err != nil || len(a.Results) != n {
+			return all, fmt.Errorf("%s: answer cannot be read: %w", c.path, err)
+		}
+		all = append(all, a.Results...)
+		files = files[n:]
+	}
+	return all, nil
+}
+
+// do sends one request and returns the body of a good answer.
+func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	const poll = 50 * time.Millisecond
+	deadline := time.Now().Add(c.Patience)
+	for {
+		req, err := http.NewRequestWithContext(ctx, method, "http://vragent"+path, bytes.NewReader(body))
+		if err != nil {
+			return nil, err
+		}
+		res, err := c.http.Do(req)
+		if err == nil {
+			return c.read(res, path)
+		}
+		switch {
+		case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+			return nil, fmt.Errorf("%s: permission denied: be root or a member of group vragent", c.path)
+		case !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED):
+			return nil, fmt.Errorf("%s: %w", c.path, errors.Join(errors.Unwrap(err)))
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("%w on %s: start it with systemctl start vragent", ErrNoDaemon, c.path)
+		}
+		select {
+		case <-time.After(poll):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (c *Client) read(res *http.Response, path string) ([]byte, error) {
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: the daemon went away before it had answered: %w", c.path, err)
+	}
+	if res.StatusCode == http.StatusOK {
+		return data, nil
+	}
+	var a applyAnswer
+	if err := json.Unmarshal(data, &a); err == nil && a.Error != "" {
+		return nil, errors.New(a.Error)
+	}
+	if res.StatusCode == http.StatusNotFound {
+		return nil, errors.New("the daemon does not speak CloudStack: set cloudstack.enabled in its configuration")
+	}
+	return nil, fmt.Errorf("%s: %s answers %s", c.path, path, res.Status)
+}

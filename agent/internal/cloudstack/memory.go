@@ -1,0 +1,138 @@
+package cloudstack
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Memory is what events before have said, as far as events to come depend on it. The drop directory
+// holds everything else. A Memory is not safe for concurrent use.
+type Memory struct {
+	router router
+	guests map[netip.Addr]*guest // values are never changed, only replaced
+	byMAC  map[string]netip.Addr
+}
+
+// router is what the server has said of the router and its networks.
+type router struct {
+	CmdLine  cmdLine                   `json:"cmd_line,omitempty"`
+	Tiers    map[string]tier           `json:"tiers,omitempty"`    // by device
+	Ranges   map[netip.Addr]address    `json:"ranges,omitempty"`   // further guest ranges, by the router's address in them
+	Gateways map[netip.Addr]netip.Addr `json:"gateways,omitempty"` // of dhcp.json
+	Public   map[netip.Addr]address    `json:"public,omitempty"`   // public addresses
+}
+
+// guest is what is known of the VM that has an address, or had it last.
+//
+// A VM makes itself known by a lease, with its MAC, and by its metadata, with its id, in either
+// order. The first of the two that is another than before begins a new VM and ends the old one; the
+// second joins it. So MAC or VMID is empty while only the other half has come.
+type guest struct {
+	Network string `json:"network"` // the unit's, which is unplaced while there is none for the address
+
+	MAC      string     `json:"mac,omitempty"`
+	Hostname string     `json:"hostname,omitempty"`
+	Default  bool       `json:"default,omitempty"`
+	Gateway  netip.Addr `json:"gateway"`
+	Seconds  int64      `json:"seconds,omitempty"`
+
+	VMID    string `json:"vm_id,omitempty"`
+	HasData bool   `json:"has_data,omitempty"`
+	Rows    []Row  `json:"rows,omitempty"`
+
+	// Gone: the VM was removed; there is no unit, and MAC and VMID are those it had.
+	Gone bool `json:"gone,omitempty"`
+	// Held: metadata of a removed VM came again without a lease. It lies in the unit's folder, which
+	// has no vm.yaml and so is not served, until that VM gets its lease back.
+	Held bool `json:"held,omitempty"`
+	// Expect is the MAC that the removed VM of Held had.
+	Expect string `json:"expect,omitempty"`
+}
+
+// unplaced is the network of addresses that are in no network known yet. There is never a file for
+// it, so that its units are pending.
+const unplaced = "unplaced"
+
+// NewMemory returns the memory of a router that nothing has been said of.
+func NewMemory() *Memory {
+	return &Memory{guests: make(map[netip.Addr]*guest), byMAC: make(map[string]netip.Addr)}
+}
+
+// Keys of a Store: one for the router, one for each address.
+const (
+	routerKey   = "router"
+	guestPrefix = "guest/"
+)
+
+// load takes in one entry of a Store.
+func (m *Memory) load(key string, value []byte) error {
+	if key == routerKey {
+		var r router
+		if err := json.Unmarshal(value, &r); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		m.router = r
+		return nil
+	}
+	ip, err := netip.ParseAddr(strings.TrimPrefix(key, guestPrefix))
+	if err != nil {
+		return fmt.Errorf("%s: is no key of this memory", key)
+	}
+	g := &guest{}
+	if err := json.Unmarshal(value, g); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	m.set(ip, g)
+	return nil
+}
+
+func (m *Memory) set(ip netip.Addr, g *guest) {
+	if old := m.guests[ip]; old.serves() && m.byMAC[old.MAC] == ip {
+		delete(m.byMAC, old.MAC)
+	}
+	if g == nil {
+		delete(m.guests, ip)
+		return
+	}
+	m.guests[ip] = g
+	if g.serves() {
+		m.byMAC[g.MAC] = ip
+	}
+}
+
+// serves tells whether the address is given to a MAC.
+func (g *guest) serves() bool { return g != nil && !g.Gone && g.MAC != "" }
+
+// addresses returns the addresses that something is known of, in order.
+func (m *Memory) addresses() []netip.Addr {
+	return slices.SortedFunc(maps.Keys(m.guests), netip.Addr.Compare)
+}
+
+// values are the entries of a Store that the step changes.
+func (s *Step) values() (map[string][]byte, error) {
+	values := make(map[string][]byte)
+	if s.router != nil {
+		data, err := json.Marshal(s.router)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", routerKey, err)
+		}
+		values[routerKey] = data
+	}
+	for ip, g := range s.guests {
+		key := guestPrefix + ip.String()
+		if g == nil {
+			values[key] = nil
+			continue
+		}
+		data, err := json.Marshal(g)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
+		}
+		values[key] = data
+	}
+	return values, nil
+}
