@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -71,6 +72,76 @@ func (c *Client) Wait(ctx context.Context, paths []string, timeout time.Duration
 	var res WaitResult
 	err = c.do(ctx, http.MethodPost, "/v1/wait", bytes.NewReader(body), &res)
 	return res, err
+}
+
+// Jobs returns up to limit jobs (0: all), the newest first.
+func (c *Client) Jobs(ctx context.Context, limit int) ([]Job, error) {
+	return get[[]Job](ctx, c, "/v1/jobs?limit="+strconv.Itoa(limit))
+}
+
+// Job returns one job; ErrUnknown where it does not exist, or no longer.
+func (c *Client) Job(ctx context.Context, id string) (Job, error) {
+	return get[Job](ctx, c, "/v1/jobs/"+url.PathEscape(id))
+}
+
+// Users returns the users of the companion API by name.
+func (c *Client) Users(ctx context.Context) ([]User, error) { return get[[]User](ctx, c, "/v1/users") }
+
+// AddUser makes a user who has keys and no password.
+func (c *Client) AddUser(ctx context.Context, name, role string) (Keys, error) {
+	body, err := json.Marshal(newUser{name, role})
+	if err != nil {
+		return Keys{}, err
+	}
+	var keys Keys
+	return keys, c.do(ctx, http.MethodPost, "/v1/users", bytes.NewReader(body), &keys)
+}
+
+// NewKeys gives a user new keys; the old ones work no longer.
+func (c *Client) NewKeys(ctx context.Context, name string) (Keys, error) {
+	var keys Keys
+	return keys, c.do(ctx, http.MethodPost, "/v1/users/"+url.PathEscape(name)+"/keys", http.NoBody, &keys)
+}
+
+// RemoveUser deletes a user; ErrUnknown where there is none.
+func (c *Client) RemoveUser(ctx context.Context, name string) error {
+	var none struct{}
+	return c.do(ctx, http.MethodDelete, "/v1/users/"+url.PathEscape(name), nil, &none)
+}
+
+// PushBundle sends an archive of a drop directory, whose SHA-256 in hexadecimal is sum, and
+// returns the id of the job that puts it in force. With replace, what the archive lacks is
+// removed.
+func (c *Client) PushBundle(ctx context.Context, archive io.Reader, sum string, replace bool) (string, error) {
+	mode := "merge"
+	if replace {
+		mode = "replace"
+	}
+	query := url.Values{"command": {"pushBundle"}, "response": {"json"}, "sha256": {sum}, "mode": {mode}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://vragent"+Path+"?"+query.Encode(), archive)
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/x-tar")
+	res, err := c.http.Do(req)
+	if err != nil {
+		return "", c.dialError(err)
+	}
+	defer res.Body.Close()
+	var answer map[string]struct {
+		JobID string `json:"jobid"`
+		Text  string `json:"errortext"`
+	}
+	if err := c.decode(res, &answer); err != nil {
+		return "", err
+	}
+	for _, a := range answer {
+		if a.Text != "" {
+			return "", errors.New(a.Text)
+		}
+		return a.JobID, nil
+	}
+	return "", fmt.Errorf("%s: empty answer", c.path)
 }
 
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {

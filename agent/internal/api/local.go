@@ -20,6 +20,9 @@ type LocalOptions struct {
 	Ready func() error
 	// Healthy tells whether the agent works, with the reason where it does not. Nil: always.
 	Healthy func() error
+	// Companion answers at Path, where local callers are administrators, and below /v1/users and
+	// /v1/jobs. Nil: there is none.
+	Companion *Companion
 	// Log hears of refused callers. Nil discards.
 	Log *slog.Logger
 }
@@ -44,6 +47,11 @@ type problem struct {
 //	GET  /v1/explain?subject=VM|MAC|IP        404 for a subject that nothing is known of
 //	POST /v1/wait                             {"paths": [...], "timeout_seconds": 30}; 504 with what is still open
 //	GET  /healthz, /readyz                    200 "ok", 503 with the reason
+//	GET  /v1/jobs?limit=N, /v1/jobs/{id}      jobs, the newest first
+//	GET  /v1/users                            users
+//	POST /v1/users                            {"name": ..., "role": ...}: a user with new keys
+//	POST /v1/users/{name}/keys                new keys
+//	DELETE /v1/users/{name}                   404 for a user that does not exist
 func Local(b Backend, opts LocalOptions) http.Handler {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -61,6 +69,9 @@ func Local(b Backend, opts LocalOptions) http.Handler {
 	mux.HandleFunc("GET /v1/explain", explain(b))
 	mux.HandleFunc("POST /v1/wait", wait(b))
 	Health(mux, opts.Healthy, opts.Ready)
+	if opts.Companion != nil {
+		opts.Companion.local(mux)
+	}
 	return trusted(mux, opts.Log)
 }
 

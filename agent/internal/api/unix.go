@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -179,26 +180,33 @@ func peerOf(conn *net.UnixConn) (Peer, error) {
 	return peer, errors.Join(err, failed)
 }
 
-// peerGroups returns the supplementary groups of the peer, socket(7) SO_PEERGROUPS.
+// peerGroups returns the supplementary groups of the peer, unix(7) SO_PEERGROUPS.
 func peerGroups(fd uintptr) ([]int, error) {
-	raw := make([]uint32, 64)
-	for {
-		size := uint32(len(raw) * 4)
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
-			uintptr(unsafe.Pointer(&raw[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch {
-		case errno == unix.ERANGE && int(size) > len(raw)*4:
-			raw = make([]uint32, size/4)
-			continue
-		case errno != 0:
-			return nil, errno
-		}
-		groups := make([]int, size/4)
-		for i := range groups {
-			groups[i] = int(raw[i])
-		}
-		return groups, nil
+	buf := make([]byte, 4*64)
+	n, err := getsockopt(fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS, buf)
+	if errors.Is(err, unix.ERANGE) {
+		buf = make([]byte, 4*65536) // NGROUPS_MAX
+		n, err = getsockopt(fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS, buf)
 	}
+	if err != nil {
+		return nil, err
+	}
+	var groups []int
+	for b := buf[:n]; len(b) >= 4; b = b[4:] {
+		groups = append(groups, int(binary.NativeEndian.Uint32(b)))
+	}
+	return groups, nil
+}
+
+// getsockopt reads an option whose value is bytes; package unix has it for values of known types.
+func getsockopt(fd uintptr, level, option int, buf []byte) (int, error) {
+	size := uint32(len(buf))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, uintptr(level), uintptr(option),
+		uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(size), nil
 }
 
 type peerKey struct{}
