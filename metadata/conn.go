@@ -1,250 +1,297 @@
 package metadata
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// conn is a connection of a guest, or of a source that is none.
+// conn is a connection of a guest, or of a source that is none, in the form that fasthttp reads
+// requests from. At first it is a bare descriptor that nothing waits for but the server's loop: as
+// long as requests are there when they are read and answers go out at once, the loop serves them
+// itself. When one would have to wait it is detached: from then on it has a goroutine to itself and
+// waits in the ordinary way.
 type conn struct {
-	*net.TCPConn
+	server   *Server
 	listener *listener
-	source   netip.Addr
+	source   netip.AddrPort
 
-	entry   *entry // whose connection it is counted as; nil: a stranger's
+	entry   *entry // whose connection it is counted as; nil: a stranger's. Changed by claim only
 	refused bool   // over the guest's limit: there to say so
 
-	// handOver has another goroutine accept connections, as long as the one that serves this
-	// connection still does so. Only that goroutine uses it.
-	handOver func()
+	waiter atomic.Pointer[waiter] // once its request waits for a change
 
-	waiter   atomic.Pointer[waiter] // its request, where that waits for a change
-	stopping atomic.Bool
+	// Of the goroutine that serves the connection.
+	handOver  func() // has another goroutine run the loop; nil: this one does not run it
+	fresh     bool   // nothing has been answered since the loop found something to read
+	inRequest bool   // the beginning of a request has been read
+	idle      bool   // there was nothing to read between two requests: back to the loop
+	parked    bool   // its request waits for a change
+
+	mu            sync.Mutex
+	fd            int      // -1 once it is closed or detached
+	file          *os.File // once it is detached
+	closed        bool
+	stopping      bool
+	readDeadline  time.Time // for when it is detached
+	writeDeadline time.Time
+
+	// Of the loop.
+	registered int // the descriptor that the loop waits for; 0: none
+	expires    time.Time
+}
+
+var _ net.Conn = (*conn)(nil)
+
+// Read reads what is there. If that is nothing, a connection between two requests ends with io.EOF
+// and idle set, and one within a request is detached and waits.
+func (c *conn) Read(b []byte) (int, error) {
+	if c.handOver != nil && !c.fresh && !c.inRequest {
+		c.idle = true
+		return 0, io.EOF
+	}
+	c.mu.Lock()
+	if c.file == nil && !c.closed {
+		n, err := retry(func() (int, error) { return unix.Read(c.fd, b) })
+		c.mu.Unlock()
+		switch {
+		case err == unix.EAGAIN:
+			if c.handOver != nil && !c.inRequest {
+				c.idle = true
+				return 0, io.EOF
+			}
+			if err := c.detach(); err != nil {
+				return 0, err
+			}
+			return c.file.Read(b)
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0 && len(b) > 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+	file := c.file
+	c.mu.Unlock()
+	if file == nil {
+		return 0, net.ErrClosed
+	}
+	return file.Read(b)
+}
+
+// Write writes all of b. What the client has no room for at once is written once the connection is
+// detached.
+func (c *conn) Write(b []byte) (int, error) {
+	written := 0
+	for {
+		c.mu.Lock()
+		if c.file != nil || c.closed {
+			break
+		}
+		n, err := retry(func() (int, error) { return unix.Write(c.fd, b[written:]) })
+		c.mu.Unlock()
+		switch {
+		case err == unix.EAGAIN:
+			if err := c.detach(); err != nil {
+				return written, err
+			}
+			continue
+		case err != nil:
+			return written, os.NewSyscallError("write", err)
+		}
+		if written += n; written == len(b) {
+			return written, nil
+		}
+	}
+	file := c.file
+	c.mu.Unlock()
+	if file == nil {
+		return written, net.ErrClosed
+	}
+	n, err := file.Write(b[written:])
+	return written + n, err
+}
+
+// retry makes a system call again that a signal interrupted.
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// detach takes the connection out of the loop, with the goroutine that serves it, and lets another
+// one run the loop. A connection that is detached stays so.
+func (c *conn) detach() error {
+	c.server.loop.forget(c)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return net.ErrClosed
+	case c.file != nil:
+		return nil
+	}
+	c.file = os.NewFile(uintptr(c.fd), "connection") // does not block, so the runtime waits for it
+	c.fd = -1
+	err := errors.Join(c.file.SetReadDeadline(c.readUntil()), c.file.SetWriteDeadline(c.writeDeadline))
+	if c.handOver != nil {
+		c.handOver()
+		c.handOver = nil
+	}
+	return err
 }
 
 // mayWait is called by the goroutine that serves the connection before it does what can take long.
 func (c *conn) mayWait() {
 	if c.handOver != nil {
-		c.handOver()
-		c.handOver = nil
+		c.detach() // if that fails, so will the next Read or Write
 	}
 }
 
-// Read reads what is there. Before it waits for more it lets another goroutine accept connections.
-func (c *conn) Read(b []byte) (int, error) {
-	if c.handOver != nil {
-		if n, err := c.readNow(b); err != syscall.EAGAIN {
-			return n, err
-		}
-		c.mayWait()
+// readUntil is the deadline for reading. On a connection that is to end after the request in
+// progress it is over already. c.mu is held.
+func (c *conn) readUntil() time.Time {
+	if c.stopping {
+		return time.Unix(1, 0)
 	}
-	return c.TCPConn.Read(b)
+	return c.readDeadline
 }
 
-// readNow reads without waiting: it fails with EAGAIN where there is nothing to read.
-func (c *conn) readNow(b []byte) (n int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var failed error
-	err = raw.Read(func(fd uintptr) bool {
-		n, failed = syscall.Read(int(fd), b)
-		return true
-	})
-	switch {
-	case err != nil:
-		return 0, err
-	case failed != nil:
-		return 0, failed
-	case n == 0 && len(b) > 0:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-// SetReadDeadline sets the time until which the next request may take. On a connection that is to
-// end after its present request there is no next one.
 func (c *conn) SetReadDeadline(t time.Time) error {
-	if err := c.TCPConn.SetReadDeadline(t); err != nil {
-		return err
-	}
-	if c.stopping.Load() { // after the call above: stop may have come between
-		return c.TCPConn.SetReadDeadline(time.Unix(1, 0))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.readDeadline = t; c.file != nil {
+		return c.file.SetReadDeadline(c.readUntil())
 	}
 	return nil
 }
 
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.writeDeadline = t; c.file != nil {
+		return c.file.SetWriteDeadline(t)
+	}
+	return nil
+}
+
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+func (c *conn) LocalAddr() net.Addr {
+	p := c.listener.place
+	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.address, c.server.ports[p.service]))
+}
+
+func (c *conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.source) }
+
+// Close ends the connection, unless it is going back to the loop.
+func (c *conn) Close() error {
+	if c.idle {
+		return nil
+	}
+	return c.end(false)
+}
+
+// abort ends the connection at once, and what is not sent yet is not sent any more. Any goroutine
+// may call it.
+func (c *conn) abort() { c.end(true) }
+
+// end closes the connection and counts it out, the first time.
+func (c *conn) end(reset bool) error {
+	if reset {
+		c.control(func(fd int) error {
+			return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		})
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	var err error
+	if c.file != nil {
+		err = c.file.Close()
+	} else {
+		err = unix.Close(c.fd) // leaves the loop's epoll by itself
+		c.fd = -1
+	}
+	entry := c.entry
+	c.mu.Unlock()
+	c.server.loop.forget(c)
+	c.server.leave(c, entry)
+	return err
+}
+
+// claim makes a stranger's connection a guest's. It is not ok where the connection has ended.
+func (c *conn) claim(e *entry) (ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.entry = e
+	}
+	return !c.closed
+}
+
 // stop ends the connection once the request in progress, if there is one, is answered.
 func (c *conn) stop() {
-	c.stopping.Store(true)
-	c.TCPConn.SetReadDeadline(time.Unix(1, 0))
+	c.mu.Lock()
+	c.stopping = true
+	if c.file != nil {
+		c.file.SetReadDeadline(c.readUntil())
+	}
+	c.mu.Unlock()
+	if c.server.loop.forget(c) { // between two requests
+		c.end(false)
+	}
 }
 
-// abort ends the connection at once, and what is not sent yet is not sent any more.
-func (c *conn) abort() {
-	c.SetLinger(0)
-	c.Close()
-}
-
-// limitHops sets the IP hop limit of all that the connection sends from now on.
-func (c *conn) limitHops(hops int) error {
-	raw, err := c.SyscallConn()
+// control calls fn with the descriptor while it is open.
+func (c *conn) control(fn func(fd int) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return net.ErrClosed
+	case c.file == nil:
+		return fn(c.fd)
+	}
+	raw, err := c.file.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var failed error
-	if err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, hops)
-	}); err != nil {
-		return err
-	}
-	return failed
+	return errors.Join(raw.Control(func(fd uintptr) { failed = fn(int(fd)) }), failed)
 }
 
-// deserted says whether the client of a parked connection is gone: nobody reads from it meanwhile.
+// limitHops sets the IP hop limit of all that the connection sends from now on.
+func (c *conn) limitHops(hops int) error {
+	return c.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, hops) })
+}
+
+// deserted says whether the client of a connection is gone that nobody reads from meanwhile.
 func (c *conn) deserted() bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return true
-	}
-	gone := false
-	err = raw.Control(func(fd uintptr) {
-		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		gone = n == 0 && err == nil || err != nil && err != syscall.EAGAIN && err != syscall.EINTR
+	err := c.control(func(fd int) error {
+		n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case n == 0 && err == nil:
+			return io.EOF
+		case err == unix.EAGAIN || err == unix.EINTR:
+			return nil
+		}
+		return err
 	})
-	return gone || err != nil
-}
-
-// admission is what becomes of a new connection.
-type admission int
-
-const (
-	admitted  admission = iota
-	overLimit           // it may be told so
-	dropped             // it may not even be told so
-	gone                // the entry has left the table: look the source up again
-)
-
-// admit counts a connection in, if the guest may have it. Beyond limit as many again are let in
-// only to be refused, so that a client hears why.
-func (e *entry) admit(c *conn, limit int) admission {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	n := len(e.conns)
-	switch {
-	case e.retired:
-		return gone
-	case limit > 0 && n >= 2*limit:
-		return dropped
-	}
-	if e.conns == nil {
-		e.conns = make(map[*conn]struct{})
-	}
-	e.conns[c] = struct{}{}
-	if limit > 0 && n >= limit {
-		return overLimit
-	}
-	return admitted
-}
-
-// waiters are the requests that wait for a change on the guest's connections.
-func (e *entry) waiters() []*waiter {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var waiters []*waiter
-	for c := range e.conns {
-		if w := c.waiter.Load(); w != nil {
-			waiters = append(waiters, w)
-		}
-	}
-	return waiters
-}
-
-// open counts the guest's connections.
-func (e *entry) open() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.conns)
-}
-
-// release counts a connection out.
-func (e *entry) release(c *conn) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.conns, c)
-	if len(e.conns) == 0 {
-		e.conns = nil
-	}
-}
-
-// retire closes the connections of an entry that has left the table. It admits none after.
-func (e *entry) retire() {
-	e.mu.Lock()
-	e.retired = true
-	conns := e.conns
-	e.conns = nil
-	e.mu.Unlock()
-	for c := range conns {
-		c.abort()
-	}
-}
-
-// strangers are the sources of a listener that are no guests. They share one guest's limit.
-type strangers struct {
-	mu     sync.Mutex
-	conns  int
-	logged map[netip.Addr]*onceAMinute
-}
-
-// maxStrangersLogged bounds the sources that are remembered as logged.
-const maxStrangersLogged = 256
-
-func (s *strangers) admit(limit int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if limit > 0 && s.conns >= limit {
-		return false
-	}
-	s.conns++
-	return true
-}
-
-func (s *strangers) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conns--
-}
-
-// logNow says whether a source may be logged: once a minute each, and not more sources in a minute
-// than can be remembered.
-func (s *strangers) logNow(source netip.Addr, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	once := s.logged[source]
-	if once == nil {
-		if len(s.logged) >= maxStrangersLogged {
-			for a, o := range s.logged {
-				if now.UnixNano()-o.last.Load() >= int64(time.Minute) {
-					delete(s.logged, a)
-				}
-			}
-			if len(s.logged) >= maxStrangersLogged {
-				return false
-			}
-		}
-		if s.logged == nil {
-			s.logged = make(map[netip.Addr]*onceAMinute)
-		}
-		once = new(onceAMinute)
-		s.logged[source] = once
-	}
-	return once.now(now)
+	return err != nil
 }

@@ -19,6 +19,7 @@ import (
 func (s *Server) newHTTP(handler fasthttp.RequestHandler) *fasthttp.Server {
 	return &fasthttp.Server{
 		Handler:                      handler,
+		ConnState:                    followState,
 		ErrorHandler:                 s.serveError,
 		ReadBufferSize:               maxHeader,
 		MaxRequestBodySize:           maxBody,
@@ -31,6 +32,16 @@ func (s *Server) newHTTP(handler fasthttp.RequestHandler) *fasthttp.Server {
 		NoDefaultContentType:         true,
 		SecureErrorLogMessage:        true,
 		Logger:                       silent{},
+	}
+}
+
+// followState tells a connection where between requests it is.
+func followState(c net.Conn, state fasthttp.ConnState) {
+	switch c := c.(*conn); state {
+	case fasthttp.StateActive:
+		c.inRequest = true
+	case fasthttp.StateIdle:
+		c.inRequest, c.fresh = false, false
 	}
 }
 
@@ -313,13 +324,15 @@ func (s *Server) park(ctx *fasthttp.RequestCtx, c *conn, e *entry, v view, r *re
 		return false
 	}
 	w := &waiter{key: e.key, conn: c, request: r, last: wish.last}
-	c.waiter.Store(w)
-	c.handOver = nil // who answers the request later accepts no connections
+	c.parked = true
+	c.handOver = nil // who answers the request later does not run the loop
+	s.loop.forget(c)
 	s.running.Add(1) // until finish has answered
 	ctx.HijackSetNoResponse(true)
 	ctx.Hijack(func(net.Conn) {
 		w.timer = time.AfterFunc(maxWait, func() { s.finish(w) })
 		s.table.waiting.add(w)
+		c.waiter.Store(w)
 		w.timer.Reset(wish.wait) // not before w.timer is set, which finish reads
 		if s.stopped.Err() != nil {
 			s.finish(w)
@@ -348,7 +361,6 @@ func (s *Server) finish(w *waiter) {
 	s.table.waiting.remove(w)
 	go func() {
 		defer s.running.Done()
-		defer s.leave(w.conn)
 		defer w.conn.Close()
 		s.answerWaiter(w)
 	}()

@@ -9,16 +9,28 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 )
 
 // ServeNetHTTP serves the same answers as Server does with a tuned net/http in place of fasthttp, for
 // the comparison in the figures: the same sockets, the same counting of connections.
 func ServeNetHTTP(s *Server, d Device, address netip.Addr) error {
-	l, err := s.listen(place{d.Index, address, metadataService}, &d)
+	config := net.ListenConfig{
+		KeepAlive: -1, // else four more system calls for each connection
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var failed error
+			return errors.Join(raw.Control(func(fd uintptr) { failed = bindSocket(int(fd), d.Index) }), failed)
+		},
+	}
+	config.SetMultipathTCP(false)
+	p := place{d.Index, address, metadataService}
+	opened, err := config.Listen(context.Background(), "tcp4", netip.AddrPortFrom(address, s.ports[p.service]).String())
 	if err != nil {
 		return err
 	}
+	l := &listener{place: p, strangers: new(strangers)}
+	l.device.Store(&d)
 	server := &http.Server{
 		Handler:           http.HandlerFunc(s.serveNetHTTP),
 		ReadHeaderTimeout: readTimeout,
@@ -27,40 +39,40 @@ func ServeNetHTTP(s *Server, d Device, address netip.Addr) error {
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 	}
-	return server.Serve(netHTTPListener{l, s})
+	return server.Serve(netHTTPListener{opened, l, s})
 }
 
 type connKey struct{}
 
 type netHTTPListener struct {
-	*listener
-	server *Server
+	net.Listener
+	listener *listener
+	server   *Server
 }
 
 func (l netHTTPListener) Accept() (net.Conn, error) {
-	accepted, err := l.listener.Accept()
+	accepted, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{TCPConn: accepted.(*net.TCPConn), listener: l.listener}
-	c.source = c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-	if c.entry, _ = l.server.table.find(l.device.Load().Networks, c.source); c.entry == nil {
+	c := &conn{server: l.server, listener: l.listener, fd: -1}
+	c.source = accepted.RemoteAddr().(*net.TCPAddr).AddrPort()
+	if c.entry, _ = l.server.table.find(l.listener.device.Load().Networks, c.source.Addr()); c.entry == nil {
 		return nil, errors.New("the comparison has no strangers")
 	}
 	c.entry.admit(c, 0)
-	l.add(c)
-	return &netHTTPConn{conn: c, server: l.server}, nil
+	return &netHTTPConn{Conn: accepted, conn: c}, nil
 }
 
 type netHTTPConn struct {
-	*conn
-	server *Server
-	once   sync.Once
+	net.Conn
+	conn *conn
+	once sync.Once
 }
 
 func (c *netHTTPConn) Close() error {
-	c.once.Do(func() { c.server.leave(c.conn) })
-	return c.conn.Close()
+	c.once.Do(func() { c.conn.entry.release(c.conn) })
+	return c.Conn.Close()
 }
 
 func (s *Server) serveNetHTTP(w http.ResponseWriter, in *http.Request) {

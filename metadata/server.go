@@ -2,19 +2,17 @@ package metadata
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 )
 
 // Options are what a Server is made with. The zero value is a server on ports 80 and 8080 without
@@ -61,6 +59,8 @@ type Server struct {
 	stop     context.CancelFunc
 	running  sync.WaitGroup // accept loops, connections, answers to requests that waited
 	openings chan struct{}  // holds one element while addresses are to be tried again
+	loop     *loop
+	scarce   onceAMinute // descriptors or memory
 
 	mu      sync.Mutex
 	closed  bool
@@ -84,18 +84,6 @@ type place struct {
 	service service
 }
 
-// listener accepts the connections to one place.
-type listener struct {
-	net.Listener
-	place     place
-	device    atomic.Pointer[Device]
-	strangers *strangers
-
-	mu    sync.Mutex
-	ended bool
-	conns map[*conn]struct{}
-}
-
 // Time-outs of a connection. A request has to be there within readTimeout of its first byte, or of
 // the opening of its connection, and the client has to have taken the answer within writeTimeout.
 const (
@@ -107,7 +95,8 @@ const (
 	maxHeader = 4096 // bytes of a request line and its fields together
 	maxBody   = 1024 // bytes of a request's body; no request here has a use for one
 
-	retryOpening = time.Second
+	retryOpening  = time.Second
+	sweepInterval = 5 * time.Second
 )
 
 // NewServer returns a server without devices. It serves what is in the table from SetDevices on,
@@ -217,6 +206,12 @@ func (s *Server) reconcile() {
 		}
 	}
 	clear(s.faults)
+	if err := s.openLoop(); err != nil {
+		for p, d := range wanted {
+			s.fault(p, d, err)
+		}
+		return
+	}
 	for p, d := range wanted {
 		l := s.open[p]
 		if l != nil {
@@ -225,26 +220,45 @@ func (s *Server) reconcile() {
 		}
 		l, err := s.listen(p, d)
 		if err != nil {
-			s.faults[p] = fmt.Errorf("%s on %s, device %s: %w", p.service, netip.AddrPortFrom(p.address, s.ports[p.service]), d.Name, err)
+			s.fault(p, d, err)
+			continue
+		}
+		if err := s.loop.listen(l); err != nil {
+			l.end(s, (*conn).abort)
+			s.fault(p, d, err)
 			continue
 		}
 		s.open[p] = l
-		s.running.Go(func() { s.accept(l) })
 		s.log.Debug("listening", "service", p.service, "address", p.address, "device", d.Name)
 	}
 	for p, l := range s.open {
 		if wanted[p] == nil {
 			delete(s.open, p)
-			l.end((*conn).abort)
+			l.end(s, (*conn).abort)
 			s.log.Debug("listening ended", "service", p.service, "address", p.address, "device", l.device.Load().Name)
 		}
 	}
-	if len(s.faults) > 0 {
-		select {
-		case s.openings <- struct{}{}:
-		default:
-		}
+}
+
+// fault keeps why a place cannot be served, and has it tried again. s.mu is held.
+func (s *Server) fault(p place, d *Device, err error) {
+	s.faults[p] = fmt.Errorf("%s on %s, device %s: %w", p.service, netip.AddrPortFrom(p.address, s.ports[p.service]), d.Name, err)
+	select {
+	case s.openings <- struct{}{}:
+	default:
 	}
+}
+
+// openLoop starts the loop if it does not run yet. s.mu is held.
+func (s *Server) openLoop() (err error) {
+	if s.loop != nil {
+		return nil
+	}
+	if s.loop, err = newLoop(); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	s.running.Go(s.lead)
+	return nil
 }
 
 // Run answers the requests that wait for a change and tries again what could not be opened, until
@@ -252,6 +266,8 @@ func (s *Server) reconcile() {
 // connections and returns nil. It leaves no goroutine behind. It can be called once.
 func (s *Server) Run(ctx context.Context) error {
 	var again <-chan time.Time
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -261,11 +277,26 @@ func (s *Server) Run(ctx context.Context) error {
 			for _, w := range s.table.waiting.take() {
 				s.look(w)
 			}
+		case now := <-sweep.C:
+			s.sweep(now)
 		case <-s.openings:
 			again = time.After(retryOpening)
 		case <-again:
 			s.retry() // a fault that lasts comes back through s.openings
 		}
+	}
+}
+
+// sweep ends the connections that have been idle for too long.
+func (s *Server) sweep(now time.Time) {
+	s.mu.Lock()
+	loop := s.loop
+	s.mu.Unlock()
+	if loop == nil {
+		return
+	}
+	for _, c := range loop.expired(now) {
+		c.stop()
 	}
 }
 
@@ -280,14 +311,17 @@ func (s *Server) retry() {
 func (s *Server) shutdown() {
 	s.mu.Lock()
 	s.closed = true
-	open := s.open
+	open, loop := s.open, s.loop
 	s.open = nil
 	clear(s.faults)
 	s.mu.Unlock()
 	for _, l := range open {
-		l.end((*conn).stop)
+		l.end(s, (*conn).stop)
 	}
 	s.stop()
+	if loop != nil {
+		loop.ring()
+	}
 	for _, w := range s.table.waiting.all() {
 		s.finish(w)
 	}
@@ -298,114 +332,58 @@ func (s *Server) shutdown() {
 	}()
 	select {
 	case <-done:
+		s.closeLoop()
 		return
 	case <-time.After(stopTimeout):
 	}
 	for _, l := range open {
-		l.end((*conn).abort)
+		l.endConnections((*conn).abort)
 	}
 	<-done
+	s.closeLoop()
 }
 
-// end closes the listener and ends its connections in the given way.
-func (l *listener) end(how func(*conn)) {
-	l.Close()
-	l.mu.Lock()
-	l.ended = true
-	conns := make([]*conn, 0, len(l.conns))
-	for c := range l.conns {
-		conns = append(conns, c)
-	}
-	l.mu.Unlock()
-	for _, c := range conns {
-		how(c)
-	}
-}
-
-// add counts a connection in, unless the listener has ended.
-func (l *listener) add(c *conn) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
-		return false
-	}
-	l.conns[c] = struct{}{}
-	return true
-}
-
-// accept takes connections until the listener is closed, and serves each in this same goroutine: a
-// request that is there already is read, answered and done without another goroutine having to be
-// woken for it, which would cost as much as the answer. Before a connection can make it wait, this
-// goroutine leaves accepting to a new one; see conn.handOver.
-func (s *Server) accept(l *listener) {
-	pause := time.Duration(0)
-	for {
-		accepted, err := l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // out of descriptors or memory: others must give some back first
-			if !errors.Is(err, syscall.ECONNABORTED) {
-				s.log.Warn("connection not accepted", "device", l.device.Load().Name, slog.Any("reason", err))
-				pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-				s.pause(pause)
-			}
-			continue
-		}
-		pause = 0
-		c := s.admit(l, accepted.(*net.TCPConn))
-		if c == nil {
-			continue
-		}
-		handedOver := false
-		c.handOver = func() {
-			handedOver = true
-			s.running.Go(func() { s.accept(l) })
-		}
-		s.http[l.place.service].ServeConn(c) // what goes wrong with a connection is its client's affair
-		if c.waiter.Load() == nil {
-			s.leave(c)
-		}
-		if handedOver {
-			return
-		}
+// closeLoop is called once nothing runs any more.
+func (s *Server) closeLoop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.loop != nil {
+		s.loop.close()
 	}
 }
 
 // admit lets a connection in, or closes it where its source has too many.
-func (s *Server) admit(l *listener, accepted *net.TCPConn) *conn {
-	c := &conn{TCPConn: accepted, listener: l}
-	c.source = accepted.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+func (s *Server) admit(c *conn) bool {
 	limit := s.limits.Load().Connections
 	for {
-		c.entry, _ = s.table.find(l.device.Load().Networks, c.source)
-		if c.entry == nil {
-			if !l.strangers.admit(limit) {
-				c.abort()
+		e, _ := s.table.find(c.listener.device.Load().Networks, c.source.Addr())
+		if e == nil {
+			if !c.listener.strangers.admit(limit) {
+				unix.Close(c.fd)
 				s.logStranger(c, "too many connections of unknown sources")
-				return nil
+				return false
 			}
 			break
 		}
-		s.dropDeserted(c.entry, limit)
-		switch c.entry.admit(c, limit) {
+		s.dropDeserted(e, limit)
+		switch e.admit(c, limit) {
 		case gone:
 			continue
 		case dropped:
-			c.abort()
-			s.logRefusal(c.entry, c, "too many connections")
-			return nil
+			unix.Close(c.fd)
+			s.logRefusal(e, c, "too many connections")
+			return false
 		case overLimit:
 			c.refused = true
 		}
+		c.entry = e
 		break
 	}
-	if !l.add(c) {
+	if !c.listener.add(c) {
 		c.abort()
-		s.leave(c)
-		return nil
+		return false
 	}
-	return c
+	return true
 }
 
 // dropDeserted ends the requests that wait and whose clients have left, where they keep the guest
@@ -417,16 +395,15 @@ func (s *Server) dropDeserted(e *entry, limit int) {
 	for _, w := range e.waiters() {
 		if w.conn.deserted() {
 			w.conn.abort()
-			e.release(w.conn)
 			s.finish(w)
 		}
 	}
 }
 
-// leave counts out a connection that is closed.
-func (s *Server) leave(c *conn) {
-	if c.entry != nil {
-		c.entry.release(c)
+// leave counts out a connection that is closed, and that was e's, or a stranger's.
+func (s *Server) leave(c *conn, e *entry) {
+	if e != nil {
+		e.release(c)
 	} else {
 		c.listener.strangers.release()
 	}
@@ -440,7 +417,7 @@ func (s *Server) leave(c *conn) {
 // the address has passed to another guest: the connection is the former one's and has to end.
 func (s *Server) identify(c *conn) (e *entry, n *Network, ok bool) {
 	for {
-		e, n = s.table.find(c.listener.device.Load().Networks, c.source)
+		e, n = s.table.find(c.listener.device.Load().Networks, c.source.Addr())
 		switch {
 		case e == c.entry:
 			return e, n, true
@@ -455,8 +432,11 @@ func (s *Server) identify(c *conn) (e *entry, n *Network, ok bool) {
 		case overLimit:
 			c.refused = true
 		}
+		if !c.claim(e) {
+			e.release(c)
+			return nil, nil, false
+		}
 		c.listener.strangers.release()
-		c.entry = e
 		return e, n, true
 	}
 }
@@ -469,8 +449,8 @@ func (s *Server) logRefusal(e *entry, c *conn, why string) {
 }
 
 func (s *Server) logStranger(c *conn, why string) {
-	if c.listener.strangers.logNow(c.source, time.Now()) {
-		s.log.Info("unknown source refused", "service", c.listener.place.service, "device", c.listener.device.Load().Name, "ip", c.source, "reason", why)
+	if c.listener.strangers.logNow(c.source.Addr(), time.Now()) {
+		s.log.Info("unknown source refused", "service", c.listener.place.service, "device", c.listener.device.Load().Name, "ip", c.source.Addr(), "reason", why)
 	}
 }
 
