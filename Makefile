@@ -27,7 +27,7 @@ test: install-deps ## all tests, in namespaces of their own and with real client
 	$(GO) vet ./...
 	$(GO) test -race -shuffle=on ./...
 
-test-quick: ## the tests without the race detector; what is not installed is skipped
+test-quick: ## the tests without the race detector and without installing
 	$(GO) test ./...
 
 race: ## all tests three times over with the race detector, in another order each time
@@ -45,12 +45,12 @@ lint: ## gofmt, vet, staticcheck and the shell scripts
 deb: build ## a Debian package in dist/
 	packaging/deb.sh $(VERSION)
 
-trial: deb ## try that package on a booted copy of this machine, in namespaces; needs root
+trial: deb ## try that package on a booted copy of this machine (root)
 	packaging/deps.sh trial
 	lintian --fail-on error,warning --allow-root dist/vragent_$(VERSION)_$$($(GO) env GOARCH).deb
 	packaging/trial/run.sh dist/vragent_$(VERSION)_$$($(GO) env GOARCH).deb
 
-demo: ## a router and two guests on this machine: what vragent does, shown in under a minute
+demo: ## what vragent does, shown with a router and two guests
 	packaging/deps.sh demo
 	@$(MAKE) --no-print-directory build
 	packaging/demo/run.sh bin/vragent
@@ -60,7 +60,7 @@ bench: ## the figures of this machine, as tables
 	$(GO) test -run '^$$' -bench . ./...
 	VRAGENT_FIGURES=1 $(GO) test -count=1 -v -run '^TestFigures' ./... | grep -v 'no test'
 
-install-deps: ## install the Debian packages that the tests need and that are missing here
+install-deps: ## install the Debian packages that the tests lack here
 	packaging/deps.sh test
 
 clean: ## remove what was built

@@ -18,7 +18,7 @@ test="$demo
 	python3 python3-cs slapd openssl zsh fish"
 bench="$test
 	wrk nginx-light apache2"
-trial='lintian systemd iproute2 procps libcap2-bin man-db'
+trial='lintian systemd iproute2 procps libcap2-bin man-db acl'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service
