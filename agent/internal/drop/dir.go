@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"os"
 	"os/user"
@@ -44,6 +45,10 @@ type Options struct {
 	// zero does not.
 	MaxWatches int
 
+	// ReadOnly makes nothing, puts nothing away and writes nothing: for a look
+	// at a directory that another process may be serving from.
+	ReadOnly bool
+
 	lease func(fd int) error // fcntl(F_SETLEASE) if nil
 }
 
@@ -57,6 +62,8 @@ type Dir struct {
 	lease func(fd int) error
 	max   int
 
+	readOnly bool
+
 	arrived  chan struct{}      // one slot: ready has become longer
 	changed  chan struct{}      // one slot: the loop is to look at work again
 	barriers chan chan struct{} // closed by the loop when passed
@@ -68,12 +75,15 @@ type Dir struct {
 	ready []Unit
 	out   []Unit // given out by the last Next
 	view  view
-	quiet bool // a lease was refused
+	quiet bool              // a lease was refused
+	half  map[Unit]struct{} // changes of ours that the disk stopped half way
 
 	tree tree // the loop's; Scan's before there is one
 
-	scanning sync.Once  // for the first Scan
-	writing  sync.Mutex // one writer at a time, see write.go
+	scanning sync.Once // for the first Scan
+
+	locks unitLocks
+	syncs syncer
 }
 
 // Status tells how changes are noticed.
@@ -108,6 +118,10 @@ func Open(path string, opts Options) (*Dir, error) {
 		barriers: make(chan chan struct{}),
 		done:     make(chan struct{}),
 		work:     make(map[Unit]*work),
+		half:     make(map[Unit]struct{}),
+		readOnly: opts.ReadOnly,
+		locks:    unitLocks{seed: maphash.MakeSeed()},
+		syncs:    syncer{call: unix.Syncfs},
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -115,8 +129,13 @@ func Open(path string, opts Options) (*Dir, error) {
 	if d.lease == nil {
 		d.lease = takeLease
 	}
-	if err := d.setUp(cmp.Or(opts.Group, "vragent")); err != nil {
-		return nil, fmt.Errorf("drop directory: %w", err)
+	if !d.readOnly {
+		if err := d.setUp(cmp.Or(opts.Group, "vragent")); err != nil {
+			return nil, fmt.Errorf("drop directory: %w", err)
+		}
+		if err := d.recover(); err != nil {
+			return nil, fmt.Errorf("drop directory: %w", err)
+		}
 	}
 	d.tree.init(d)
 	return d, nil
@@ -162,6 +181,9 @@ func (d *Dir) Path() string { return d.path }
 
 // Close ends a Dir that Run has not been called on.
 func (d *Dir) Close() error {
+	d.syncs.run.Lock()
+	d.syncs.close()
+	d.syncs.run.Unlock()
 	return d.tree.close()
 }
 

@@ -1,8 +1,8 @@
 package drop
 
 import (
+	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -54,20 +54,18 @@ func (d *Dir) Again(units []Unit) {
 	ping(d.changed)
 }
 
-// Peek looks at a drop directory without making, watching or changing anything: it returns its units,
-// networks first, in name order, and a Dir that only Read, List and Path may be called of.
+// Peek looks at a drop directory without making or changing anything: it returns a read-only Dir, for
+// the caller to close, and the units that are there, networks first, in name order.
 func Peek(path string) (*Dir, []Unit, error) {
-	path, err := filepath.Abs(path)
+	d, err := Open(path, Options{ReadOnly: true})
 	if err != nil {
 		return nil, nil, err
 	}
-	d := &Dir{path: path, log: slog.New(slog.DiscardHandler), lease: takeLease, gid: -1,
-		changed: make(chan struct{}, 1), work: make(map[Unit]*work)}
 	var units []Unit
 	for _, kind := range []Kind{Network, VM} {
 		names, err := d.listKind(kind)
 		if err != nil {
-			return nil, nil, fmt.Errorf("drop directory %s: %w", path, err)
+			return nil, nil, errors.Join(fmt.Errorf("drop directory %s: %w", path, err), d.Close())
 		}
 		for _, name := range names {
 			units = append(units, Unit{kind, name})

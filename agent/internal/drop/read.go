@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -151,6 +152,12 @@ func (d *Dir) Read(u Unit) (Content, error) {
 
 func (d *Dir) read(u Unit) (Content, error) {
 	c := Content{Unit: u}
+	lock := d.lockOf(u)
+	if err := d.complete(u, lock); err != nil {
+		return c, err
+	}
+	lock.RLock()
+	defer lock.RUnlock()
 	f, err := d.openFolder(u)
 	if err != nil {
 		return c, err
@@ -201,6 +208,16 @@ func (d *Dir) read(u Unit) (Content, error) {
 	}
 	slices.SortFunc(c.Faults, func(a, b Fault) int { return cmp.Compare(a.File, b.File) })
 	return c, nil
+}
+
+// complete makes another try at a change of ours that the disk stopped half way.
+func (d *Dir) complete(u Unit, lock *sync.RWMutex) error {
+	if u.Kind != VM || !d.halfway(u) {
+		return nil
+	}
+	lock.Lock()
+	defer lock.Unlock()
+	return d.finish(u.Name)
 }
 
 func (c *Content) fault(file, format string, args ...any) {
