@@ -6,7 +6,7 @@ VERSION ?= $(shell packaging/version.sh)
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 # The time of the last commit stands for all times in what is built, so that the same sources
 # give the same bytes.
-SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y go.mod)
 export SOURCE_DATE_EPOCH
 
 # Pinned in a module of their own, so that they are no dependency of vragent.
