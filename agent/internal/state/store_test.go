@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -408,5 +405,3 @@ func TestReportReadsLikeALine(t *testing.T) {
 		t.Errorf("String() = %q, want sound", got)
 	}
 }
-
-var _ = []any{maps.Keys[map[string]string], slog.New, syscall.ENOSPC}
