@@ -29,9 +29,18 @@ type world struct {
 	nets     []api.Network
 	machines []api.VM
 	asked    atomic.Int64
+	faults   atomic.Pointer[[]string] // if set, those of the status
 }
 
-func (f *world) Status(context.Context) api.Status      { f.asked.Add(1); return f.status }
+func (f *world) Status(context.Context) api.Status {
+	f.asked.Add(1)
+	s := f.status
+	if faults := f.faults.Load(); faults != nil {
+		s.Faults = *faults
+	}
+	return s
+}
+
 func (f *world) Networks(context.Context) []api.Network { return f.nets }
 func (f *world) VMs(context.Context) []api.VM           { return f.machines }
 func (f *world) Explain(_ context.Context, subject string) (api.Explanation, error) {
@@ -166,6 +175,7 @@ type router struct {
 	world *world
 	users *account.Users
 	log   *strings.Builder
+	later atomic.Int64 // how far the clock is from noon
 }
 
 func serve(t *testing.T, w *world, jobs Jobs) *router {
@@ -180,7 +190,7 @@ func serve(t *testing.T, w *world, jobs Jobs) *router {
 	r := &router{world: w, users: users, log: &strings.Builder{}}
 	mux := http.NewServeMux()
 	mux.Handle(Path, New(Options{Reports: w, Sessions: users, Jobs: jobs, Router: "r-14-VM",
-		Now: func() time.Time { return noon }, Log: slog.New(slog.NewTextHandler(r.log, nil))}))
+		Now: func() time.Time { return noon.Add(time.Duration(r.later.Load())) }, Log: slog.New(slog.NewTextHandler(r.log, nil))}))
 	r.Server = httptest.NewServer(mux)
 	t.Cleanup(r.Close)
 	return r

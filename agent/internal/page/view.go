@@ -36,6 +36,7 @@ func parseViews(now func() time.Time, assets map[string]string) map[string]*temp
 		"past":    func(t time.Time) bool { return !t.After(now()) },
 		"count":   count,
 		"bytes":   size,
+		"unitURL": unitURL,
 		"asset":   func(name string) string { return assets[name] },
 		"state":   stateOf,
 		"percent": func(part, whole int) int { return 100 * part / max(1, whole) },
@@ -334,7 +335,7 @@ type explainData struct {
 	Subject string
 	Known   bool
 	api.Explanation
-	Good    bool
+	Tone    string // good, wait or bad
 	Similar []api.VM
 	More    int
 	Served  []servedTo
@@ -366,7 +367,7 @@ func (p *page) explain(w http.ResponseWriter, r *http.Request, user account.User
 			return
 		default:
 			d.Known, d.Explanation = true, e
-			d.Good = len(e.Obstacles) == 0 && e.Next == ""
+			d.Tone = tone(e)
 			for _, entry := range e.Served {
 				if n := len(d.Served); n == 0 || d.Served[n-1].NIC != entry.NIC {
 					d.Served = append(d.Served, servedTo{NIC: entry.NIC})
@@ -377,4 +378,24 @@ func (p *page) explain(w http.ResponseWriter, r *http.Request, user account.User
 		}
 	}
 	p.render(w, r, status, "explain", user, d)
+}
+
+// tone is how an explanation sounds: bad where the guest gets nothing.
+func tone(e api.Explanation) string {
+	switch {
+	case e.VM != nil && e.VM.State == api.Rejected && !e.VM.InForce:
+		return "bad"
+	case len(e.Obstacles) > 0 || e.Next != "":
+		return "wait"
+	}
+	return "good"
+}
+
+// unitURL is where more is told of a unit.
+func unitURL(unit string) string {
+	if vm, ok := strings.CutPrefix(unit, "vms/"); ok {
+		return "/client/explain?" + url.Values{"subject": {vm}}.Encode()
+	}
+	network := strings.TrimSuffix(strings.TrimPrefix(unit, "networks/"), ".yaml")
+	return "/client/networks?" + url.Values{"q": {network}}.Encode()
 }
