@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -40,11 +41,16 @@ type Agent struct {
 	kernel   *netcfg.Kernel
 	units    *state.Store // what is in force
 	leases   *state.Store // of pools
+	users    *state.Store // of the API, and LDAP servers
+	jobs     *state.Store
 	dir      *drop.Dir
 	dhcp     *dhcp.Server
 	metadata *metadata.Server
 	engine   *engine.Engine
-	socket   *api.UnixListener
+
+	companion *companion
+	socket    *api.UnixListener
+	tcp       net.Listener // nil without api.listen
 
 	mu     sync.Mutex // guards what follows
 	cfg    *Config
@@ -87,7 +93,7 @@ func New(opts Options) (a *Agent, err error) {
 		return a, fmt.Errorf("powers of the process: %w", err)
 	}
 	// One store each, so that damage of one leaves the others alone.
-	for name, store := range map[string]**state.Store{"units": &a.units, "leases": &a.leases} {
+	for name, store := range map[string]**state.Store{"units": &a.units, "leases": &a.leases, "users": &a.users, "jobs": &a.jobs} {
 		if *store, err = a.openStore(filepath.Join(cfg.StateDir, name)); err != nil {
 			return a, err
 		}
@@ -113,14 +119,27 @@ func New(opts Options) (a *Agent, err error) {
 		Dir: a.dir, Store: a.units, Kernel: a.kernel, Powers: powers,
 		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log,
 	}, settings(cfg))
+	if a.companion, err = newCompanion(a, cfg); err != nil {
+		return a, err
+	}
 	if a.socket, err = api.ListenUnix(cfg.API.Socket, group); err != nil {
 		return a, fmt.Errorf("socket: %w", err)
+	}
+	if cfg.API.Listen != "" {
+		if a.tcp, err = api.Listen(context.Background(), cfg.API.Listen, api.ListenOptions{
+			Cert: cfg.API.Cert, Key: cfg.API.Key, Refuse: a.engine.GuestSide, Log: a.log,
+		}); err != nil {
+			return a, fmt.Errorf("api.listen: %w", err)
+		}
 	}
 	return a, nil
 }
 
 // close frees what New has opened.
 func (a *Agent) close() {
+	if a.tcp != nil {
+		a.tcp.Close()
+	}
 	if a.socket != nil {
 		a.socket.Close()
 	}
@@ -130,7 +149,7 @@ func (a *Agent) close() {
 	if a.dir != nil {
 		a.dir.Close()
 	}
-	for _, store := range []*state.Store{a.units, a.leases} {
+	for _, store := range []*state.Store{a.units, a.leases, a.users, a.jobs} {
 		if store == nil {
 			continue
 		}
@@ -162,8 +181,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.dhcp.Run(ctx) })
 	g.Go(func() error { return a.metadata.Run(ctx) })
 	g.Go(func() error {
-		return api.Serve(ctx, a.socket, api.Local(a, api.LocalOptions{Ready: a.isReady, Healthy: a.isHealthy, Log: a.log}), a.log)
+		return api.Serve(ctx, a.socket, api.Local(a, api.LocalOptions{
+			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Log: a.log,
+		}), a.log)
 	})
+	if a.tcp != nil {
+		g.Go(func() error { return api.Serve(ctx, a.tcp, a.companion.remote(a), a.log) })
+	}
 	g.Go(func() error {
 		if err := a.engine.Load(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -173,6 +197,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		g.Go(func() error { return a.dir.Run(ctx) })
 		g.Go(func() error { return a.engine.Run(ctx) })
+		g.Go(func() error { return a.companion.run(ctx) })
 		a.mu.Lock()
 		a.ready = true
 		a.mu.Unlock()
@@ -203,12 +228,16 @@ func (a *Agent) Reload() error {
 	if a.later = restartKeys(old, cfg); len(a.later) > 0 {
 		a.log.Warn("some keys change at the next start only", "keys", a.later)
 		// They go on being compared with what is in force.
-		cfg.DropDir, cfg.StateDir, cfg.API.Socket = old.DropDir, old.StateDir, old.API.Socket
+		cfg.DropDir, cfg.StateDir = old.DropDir, old.StateDir
+		api := old.API
+		api.MaxUserData, api.MaxUserDataGet, api.MaxBundle = cfg.API.MaxUserData, cfg.API.MaxUserDataGet, cfg.API.MaxBundle
+		cfg.API = api
 	}
 	a.cfg, a.faults, a.loaded = cfg, nil, time.Now()
 	a.logs.set(cfg.Log)
 	a.metadata.SetLimits(limits(cfg))
 	a.metadata.SetHosts(cfg.Metadata.Hosts)
+	a.companion.api.SetLimits(apiLimits(cfg))
 	a.engine.Set(settings(cfg))
 	a.log.Info("configuration in force", "files", cfg.Files)
 	return nil

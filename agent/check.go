@@ -87,6 +87,7 @@ func checkTree(root string, asked map[drop.Unit]bool) (faults []error, notes []s
 	if err != nil {
 		return []error{err}, nil
 	}
+	defer dir.Close()
 	model := desired.NewModel()
 	now := time.Now()
 	var changes []desired.Change

@@ -11,7 +11,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
+	"vragent/agent/internal/api"
 	"vragent/agent/internal/strict"
 )
 
@@ -29,6 +31,8 @@ type Config struct {
 
 	// Files are those that were read, in order.
 	Files []string
+
+	listenAt ConfigFault // where api.listen stands, for faults that show when all is read
 }
 
 // LogConfig says what is logged, and how.
@@ -39,7 +43,13 @@ type LogConfig struct {
 
 // APIConfig says where the agent is spoken to, and the limits of that.
 type APIConfig struct {
-	Socket string
+	Socket         string
+	Listen         string // address:port, "": no TCP
+	Cert, Key      string
+	MaxUserData    int   // bytes after base64 decoding
+	MaxUserDataGet int   // the same in a GET
+	MaxBundle      int64 // bytes
+	JobRetention   time.Duration
 }
 
 // MetadataConfig says how guests are served by default.
@@ -59,14 +69,20 @@ type ConfigFault struct {
 }
 
 func (f ConfigFault) Error() string {
+	if f.Line == 0 {
+		return f.File + ": " + f.What
+	}
 	return f.File + ":" + strict.Fault{Line: f.Line, Column: f.Column, What: f.What}.Error()
 }
 
 func defaultConfig() *Config {
 	return &Config{
-		DropDir:         "/var/lib/vragent/drop",
-		StateDir:        "/var/lib/vragent/state",
-		API:             APIConfig{Socket: "/run/vragent/api.sock"},
+		DropDir:  "/var/lib/vragent/drop",
+		StateDir: "/var/lib/vragent/state",
+		API: APIConfig{
+			Socket: "/run/vragent/api.sock", MaxUserData: 32768, MaxUserDataGet: 32768,
+			MaxBundle: 256 << 20, JobRetention: 24 * time.Hour,
+		},
 		PublicInterface: "eth2",
 		Metadata:        MetadataConfig{GuestRate: 200, GuestConns: 64},
 	}
@@ -101,8 +117,16 @@ func LoadConfig(path string) (*Config, error) {
 			continue
 		}
 		cfg.Files = append(cfg.Files, file)
-		for _, f := range cfg.lay(data) {
+		for _, f := range cfg.lay(file, data) {
 			faults = append(faults, ConfigFault{File: file, Line: f.Line, Column: f.Column, What: f.What})
+		}
+	}
+	if cfg.API.Listen != "" && len(faults) == 0 {
+		// Address and certificate may stand in different files, so they are looked at together.
+		if err := api.CheckListen(cfg.API.Listen, cfg.API.Cert, cfg.API.Key); err != nil {
+			fault := cfg.listenAt
+			fault.What = "api.listen: " + err.Error()
+			faults = append(faults, fault)
 		}
 	}
 	if len(faults) > 0 {
@@ -112,7 +136,7 @@ func LoadConfig(path string) (*Config, error) {
 }
 
 // lay reads one file over what cfg holds, key by key.
-func (cfg *Config) lay(data []byte) []strict.Fault {
+func (cfg *Config) lay(file string, data []byte) []strict.Fault {
 	d, m := strict.Read(data)
 	if faults := d.Faults(); len(faults) > 0 {
 		return faults
@@ -134,12 +158,7 @@ func (cfg *Config) lay(data []byte) []strict.Fault {
 		}
 	}
 	log.Done()
-	api := m.Mapping("api")
-	absolute(api, "socket", &cfg.API.Socket)
-	if len(cfg.API.Socket) > 107 {
-		api.Faultf("socket", "is %d bytes long; the system takes socket paths of up to 107", len(cfg.API.Socket))
-	}
-	api.Done()
+	cfg.layAPI(file, m.Mapping("api"))
 	if t := m.Text("public_interface"); t.Set {
 		cfg.PublicInterface = t.Value
 		if !regexp.MustCompile(`^[^\s/:%]{0,15}$`).MatchString(t.Value) {
@@ -169,6 +188,32 @@ func (cfg *Config) lay(data []byte) []strict.Fault {
 	return d.Faults()
 }
 
+func (cfg *Config) layAPI(file string, m *strict.Mapping) {
+	absolute(m, "socket", &cfg.API.Socket)
+	if most := 107 - len(".XXXXXX"); len(cfg.API.Socket) > most {
+		m.Faultf("socket", "is %d bytes long; %d are allowed", len(cfg.API.Socket), most)
+	}
+	if t := m.Text("listen"); t.Set {
+		cfg.API.Listen = t.Value
+		cfg.listenAt = ConfigFault{File: file, Line: t.Line, Column: t.Column}
+	}
+	tls := m.Mapping("tls")
+	for key, value := range map[string]*string{"cert": &cfg.API.Cert, "key": &cfg.API.Key} {
+		if tls.Text(key).Value == "" && tls.Has(key) {
+			*value = ""
+			continue
+		}
+		absolute(tls, key, value)
+	}
+	tls.Done()
+	const most = 1 << 20
+	cfg.API.MaxUserData = int(m.Size("max_userdata", int64(cfg.API.MaxUserData), 1, most))
+	cfg.API.MaxUserDataGet = int(m.Size("max_userdata_get", int64(cfg.API.MaxUserDataGet), 1, most))
+	cfg.API.MaxBundle = m.Size("max_bundle", cfg.API.MaxBundle, 1, 64<<30)
+	cfg.API.JobRetention = m.Duration("job_retention", cfg.API.JobRetention, time.Minute, 10*365*24*time.Hour)
+	m.Done()
+}
+
 var hostPattern = regexp.MustCompile(`^[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?$`)
 
 func absolute(m *strict.Mapping, key string, value *string) {
@@ -177,7 +222,7 @@ func absolute(m *strict.Mapping, key string, value *string) {
 		return
 	}
 	if !filepath.IsAbs(t.Value) || filepath.Clean(t.Value) == "/" {
-		m.Faultf(key, "is %q; it must be an absolute path, like %s", t.Value, *value)
+		m.Faultf(key, "is %q; it must be an absolute path, like %s", t.Value, cmp.Or(*value, "/etc/vragent/tls/"+key+".pem"))
 		return
 	}
 	*value = filepath.Clean(t.Value)
@@ -198,9 +243,12 @@ func present(m *strict.Mapping, key string) string {
 func restartKeys(old, new *Config) []string {
 	var keys []string
 	for key, differ := range map[string]bool{
-		"drop_dir":   old.DropDir != new.DropDir,
-		"state_dir":  old.StateDir != new.StateDir,
-		"api.socket": old.API.Socket != new.API.Socket,
+		"drop_dir":          old.DropDir != new.DropDir,
+		"state_dir":         old.StateDir != new.StateDir,
+		"api.socket":        old.API.Socket != new.API.Socket,
+		"api.listen":        old.API.Listen != new.API.Listen,
+		"api.tls":           old.API.Cert != new.API.Cert || old.API.Key != new.API.Key,
+		"api.job_retention": old.API.JobRetention != new.API.JobRetention,
 	} {
 		if differ {
 			keys = append(keys, key)

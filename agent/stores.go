@@ -49,3 +49,28 @@ func (s leases) Commit(_ context.Context, list []dhcp.Lease) error {
 	}
 	return s.store.Commit(&batch)
 }
+
+// records is a store as users and jobs ask for it. It implements account.Store and job.Store.
+type records struct{ store *state.Store }
+
+func (r records) Commit(changes map[string][]byte) error {
+	var batch state.Batch
+	for key, value := range changes {
+		if value == nil {
+			batch.Delete(key)
+		} else {
+			batch.Put(key, value)
+		}
+	}
+	return r.store.Commit(&batch)
+}
+
+func (r records) Get(key string) ([]byte, error) { return r.store.Get(key) }
+
+func (r records) Each(prefix string, fn func(key string, value []byte) error) error {
+	err := r.store.Each(prefix, -1, fn)
+	if errors.Is(err, state.ErrDamaged) {
+		return nil // reported when the store was opened
+	}
+	return err
+}

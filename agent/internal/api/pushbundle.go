@@ -289,7 +289,7 @@ func (r *bundleRun) end(open []string) error {
 	}
 	const shown = 10
 	var text strings.Builder
-	fmt.Fprintf(&text, "%d of %d units are rejected and keep their last good content; the others are written", len(r.refused), r.total())
+	fmt.Fprintf(&text, "%d of %d units are rejected and keep their last good content; the others are written", len(r.refused), len(r.units))
 	if len(open) > 0 {
 		fmt.Fprintf(&text, ", %d of them wait for something", len(open))
 	}

@@ -102,7 +102,7 @@ func parseVM(name string, data []byte) (*VM, []strict.Fault) {
 		}
 		vm.NICs = append(vm.NICs, nic)
 	}
-	if len(vm.NICs) == 0 {
+	if len(vm.NICs) == 0 && !m.Faulty("nics") {
 		m.Faultf("nics", "is missing; a VM needs at least one NIC ({network: ..., mac: ..., ipv4: ...})")
 	}
 	m.Done()

@@ -91,5 +91,15 @@ func makeFolder(folder string, gid int) error {
 			return err
 		}
 	}
-	return os.Chmod(folder, 0o770|os.ModeSetgid) // whatever the umask
+	const mode = 0o770 | os.ModeSetgid
+	info, err := os.Stat(folder)
+	if err != nil {
+		return err
+	}
+	if info.Mode()&(os.ModePerm|os.ModeSetgid) == mode {
+		// Inherited from the parent. Under RestrictSUIDSGID= this is the only way to get the bit: the
+		// system call below is refused even where it changes nothing.
+		return nil
+	}
+	return os.Chmod(folder, mode) // whatever the umask
 }

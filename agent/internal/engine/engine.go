@@ -53,6 +53,7 @@ type Engine struct {
 	faults   map[string]string // of the engine's own doing, by what it is about
 	places   map[string]place
 	pins     map[string]string     // network -> device its neighbors are pinned on
+	guests   map[string]int        // network -> NICs in force
 	public   map[string]netip.Addr // network -> public address that its guests are told
 	news     chan struct{}         // closes when units have been judged or networks placed
 	waiters  map[*waiter]struct{}
@@ -84,6 +85,7 @@ func New(p Parts, s Settings) *Engine {
 		places:  make(map[string]place),
 		pins:    make(map[string]string),
 		public:  make(map[string]netip.Addr),
+		guests:  make(map[string]int),
 		news:    make(chan struct{}),
 		waiters: make(map[*waiter]struct{}),
 	}
@@ -297,7 +299,7 @@ func (e *Engine) enforce(moves []desired.Move, contents map[drop.Unit]drop.Conte
 	}
 }
 
-// retry tries again what the state directory had no room for.
+// retry tries again what the state directory had no room for, and addresses that the kernel refused.
 func (e *Engine) retry(ctx context.Context) {
 	tick := time.NewTicker(retryEvery)
 	defer tick.Stop()
@@ -308,11 +310,14 @@ func (e *Engine) retry(ctx context.Context) {
 		case <-tick.C:
 		}
 		e.mu.RLock()
-		stuck := e.faults["state"] != ""
+		disk, addresses := e.faults["state"] != "", e.faults["addresses"] != ""
 		e.mu.RUnlock()
-		if stuck {
+		if disk {
 			// The contents are not kept in memory; reading the units again is what brings them back.
 			e.Dir.Again(e.refused())
+		}
+		if addresses {
+			e.place()
 		}
 	}
 }
@@ -404,12 +409,15 @@ func (e *Engine) Alive() {
 	e.mu.Unlock() //nolint:staticcheck // likewise
 }
 
-// Holder returns the VM in force with that address, for those who know networks and addresses only.
-func (e *Engine) Holder(network string, ip netip.Addr) string {
+// GuestSide tells whether an address of this router, or a device, is one that guests are served on:
+// management has no business there.
+func (e *Engine) GuestSide(local netip.Addr, device string) bool {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	if vm := e.model.Holder(network, ip); vm != nil {
-		return vm.Name
+	for n := range e.model.Networks() {
+		if local == n.Serving() || local == desired.LinkLocalAddr || device != "" && e.places[n.Name].device == device {
+			return true
+		}
 	}
-	return ""
+	return false
 }

@@ -67,8 +67,10 @@ func (e *Engine) publishNetwork(mv desired.Move) {
 }
 
 func (e *Engine) publishVM(mv desired.Move) {
+	e.count(mv.Old, -1)
+	e.count(mv.New, 1)
 	if mv.New != nil {
-		for _, g := range e.guests(mv.New) {
+		for _, g := range e.guestsOf(mv.New) {
 			e.GuestData.SetGuest(g)
 		}
 	}
@@ -98,6 +100,18 @@ func (e *Engine) publishVM(mv desired.Move) {
 	e.pin(mv)
 }
 
+// count keeps the number of NICs in force of each network.
+func (e *Engine) count(c *desired.Content, by int) {
+	if c == nil {
+		return
+	}
+	for _, nic := range c.VM.NICs {
+		if e.guests[nic.Network] += by; e.guests[nic.Network] == 0 {
+			delete(e.guests, nic.Network)
+		}
+	}
+}
+
 // serves tells whether holder, who has nic's address or MAC now, is served there.
 func (e *Engine) serves(holder *desired.VM, nic *desired.NIC) bool {
 	if holder == nil {
@@ -115,8 +129,8 @@ func (e *Engine) serves(holder *desired.VM, nic *desired.NIC) bool {
 	return false
 }
 
-// guests returns what metadata serves for a VM's NICs.
-func (e *Engine) guests(c *desired.Content) []*metadata.Guest {
+// guestsOf returns what metadata serves for a VM's NICs.
+func (e *Engine) guestsOf(c *desired.Content) []*metadata.Guest {
 	vm := c.VM
 	nics := make([]metadata.NIC, len(vm.NICs))
 	for i, nic := range vm.NICs {

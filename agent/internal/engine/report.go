@@ -121,29 +121,20 @@ func nicFault(i int, f api.Fault) api.Fault {
 // Networks reports all networks, by name.
 func (e *Engine) Networks(context.Context) []api.Network {
 	e.mu.RLock()
-	guests := make(map[string]int)
 	var list []api.Network
 	for v := range e.model.Views() {
-		switch {
-		case v.Unit.Kind == drop.Network:
+		if v.Unit.Kind == drop.Network {
 			list = append(list, e.network(v))
-		case v.Have != nil:
-			for _, nic := range v.Have.VM.NICs {
-				guests[nic.Network]++
-			}
 		}
 	}
 	e.mu.RUnlock()
-	for i := range list {
-		list[i].Guests = guests[list[i].Name]
-	}
 	slices.SortFunc(list, func(a, b api.Network) int { return cmp.Compare(a.Name, b.Name) })
 	return list
 }
 
-// network reports one network, without the number of its guests. The caller holds e.mu.
+// network reports one network. The caller holds e.mu.
 func (e *Engine) network(v desired.View) api.Network {
-	r := api.Network{Unit: e.unit(v), Name: v.Unit.Name}
+	r := api.Network{Unit: e.unit(v), Name: v.Unit.Name, Guests: e.guests[v.Unit.Name]}
 	n := v.Have
 	if n == nil {
 		n = v.Want
@@ -163,6 +154,9 @@ func (e *Engine) network(v desired.View) api.Network {
 		r.Device = p.device
 	}
 	r.Standby = r.State != api.Pending && !p.serving
+	if use, ok := e.DHCPTable.PoolUse(v.Unit.Name); ok {
+		r.PoolTotal, r.PoolUsed = use.Total, use.Bound
+	}
 	return r
 }
 
@@ -197,8 +191,10 @@ func (e *Engine) vm(v desired.View) api.VM {
 		if nic.MAC != nil {
 			n.MAC = nic.MAC.String()
 			if seen, ok := e.DHCPTable.Seen(nic.Network, *nic.MAC); ok && !seen.At.IsZero() {
-				at := seen.At
-				n.LastSeen = &at
+				n.LastSeen = &seen.At
+				if !seen.Expiry.IsZero() && !seen.Infinite {
+					n.LeaseEnds = &seen.Expiry
+				}
 			}
 		}
 		switch p := e.places[nic.Network]; {
@@ -229,7 +225,7 @@ func (e *Engine) VM(_ context.Context, name string) (api.VM, error) {
 	return e.vm(v), nil
 }
 
-// Network reports one network by name, without the number of its guests.
+// Network reports one network by name.
 func (e *Engine) Network(_ context.Context, name string) (api.Network, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -407,12 +403,11 @@ func (e *Engine) Explain(_ context.Context, subject string) (api.Explanation, er
 	e.mu.RUnlock()
 
 	if !ok {
-		if mac == nil {
-			return x, api.ErrUnknown
+		if mac != nil {
+			x.DHCP = exchanges(e.DHCP.Last(*mac))
 		}
-		x.DHCP = exchanges(e.DHCP.Last(*mac))
 		if len(x.DHCP) == 0 {
-			return x, api.ErrUnknown
+			return x, fmt.Errorf("%s: %w", subject, api.ErrUnknown)
 		}
 		x.Answer = fmt.Sprintf("No VM in force has the MAC %s, and it has no lease from a pool: it gets silence.", mac)
 		x.Next = fmt.Sprintf("Drop a VM with mac: %s in networks of %s, or look for a mistyped MAC in `vragent vms`.", mac, x.DHCP[0].Device)

@@ -191,6 +191,12 @@ func (m *Mapping) Faultf(key, format string, args ...any) {
 	m.d.Faultf(m.At(key), "%s%s: %s", m.path, key, fmt.Sprintf(format, args...))
 }
 
+// Faulty tells whether the value of key has a fault already.
+func (m *Mapping) Faulty(key string) bool {
+	at := m.At(key)
+	return m.Has(key) && slices.ContainsFunc(m.d.faults, func(f Fault) bool { return f.Line == at.Line && f.Column == at.Column })
+}
+
 // FaultAt records a fault at p, a place inside key.
 func (m *Mapping) FaultAt(p Pos, key, format string, args ...any) {
 	m.d.Faultf(p, "%s%s: %s", m.path, key, fmt.Sprintf(format, args...))
