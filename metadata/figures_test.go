@@ -39,7 +39,7 @@ func figures(t *testing.T) bool {
 }
 
 // TestServe is the server of the figures, in a process of its own: device eth0, address 10.0.0.1, and
-// as many guests from 10.0.1.0 on as its environment says, each with 2 KB of user data, which are one
+// as many guests from 10.8.0.0 on as its environment says, each with 2 KB of user data, which are one
 // after another in one file.
 func TestServe(t *testing.T) {
 	kind := os.Getenv(serveEnv)
@@ -62,9 +62,10 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	table := metadata.NewTable()
-	n := network("guest-1", "10.0.0.0/16")
+	n := network("guest-1", "10.8.0.0/16") // routed, or the router would need a neighbor entry for each
+	n.Serving = netip.MustParseAddr("10.0.0.1")
 	table.SetNetwork(n)
-	address := netip.MustParseAddr("10.0.1.0")
+	address := firstGuest
 	for i := range guests {
 		g := guest("guest-1", fmt.Sprintf("i-2-%d-VM", i), address.String())
 		g.Meta = map[string]string{"public-keys": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample user@example\n", "availability-zone": "zone-1"}
@@ -99,6 +100,8 @@ func TestServe(t *testing.T) {
 	server.Run(t.Context())
 }
 
+var firstGuest = netip.MustParseAddr("10.8.0.0")
+
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
@@ -131,8 +134,11 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	b := &bench{router: nstest.Here(t), load: nstest.NewHost(t, "load")}
 	nstest.Pair(t, b.router, "eth0", b.load, "eth0")
-	b.router.AddAddr(t, "eth0", "10.0.0.1/16")
-	b.load.AddAddr(t, "eth0", "10.0.1.0/16")
+	b.router.AddAddr(t, "eth0", "10.0.0.1/24")
+	b.load.AddAddr(t, "eth0", "10.0.0.2/24")
+	b.router.AddRoute(t, "10.8.0.0/16", "10.0.0.2")
+	b.load.Run(t, "ip", "route", "add", "local", "10.8.0.0/16", "dev", "lo")
+	b.load.Run(t, "ip", "route", "replace", "10.0.0.0/24", "dev", "eth0", "src", firstGuest.String())
 	return b
 }
 
@@ -151,7 +157,7 @@ func (b *bench) ours(t *testing.T, kind string, guests, size, rate int) *peer {
 func (b *bench) tree(t *testing.T, guests int) string {
 	t.Helper()
 	root := "/run/peer"
-	address := netip.MustParseAddr("10.0.1.0")
+	address := firstGuest
 	var names = []string{"availability-zone", "instance-id", "local-hostname", "local-ipv4", "public-hostname", "public-ipv4", "public-keys", "service-offering", "vm-id"}
 	write := func(path, text string) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -182,7 +188,8 @@ func (b *bench) tree(t *testing.T, guests int) string {
 	return root
 }
 
-func (b *bench) nginx(t *testing.T, root string) *peer {
+// nginx serves the tree, to each guest its own part or, for crowds, to all of them the first one's.
+func (b *bench) nginx(t *testing.T, root string, crowd bool) *peer {
 	t.Helper()
 	config := `daemon off; master_process on; worker_processes 1; user root; pid /run/peer/nginx.pid; error_log /run/peer/nginx.log;
 events { worker_connections 4096; }
@@ -192,11 +199,15 @@ http {
 	server {
 		listen 10.0.0.1:80;
 		location = /latest/user-data { alias /run/peer/www/userdata/$remote_addr/user-data; }
-		location = /latest/meta-data/ { alias /run/peer/www/metadata/$remote_addr/meta-data; }
+		location = /latest/meta-data/ { rewrite ^ /listing last; }
+		location = /listing { internal; alias /run/peer/www/metadata/$remote_addr/meta-data; }
 		location /latest/meta-data/ { alias /run/peer/www/metadata/$remote_addr/; }
 		location /latest/ { alias /run/peer/www/metadata/$remote_addr/; }
 	}
 }`
+	if crowd {
+		config = strings.ReplaceAll(config, "$remote_addr", firstGuest.String())
+	}
 	if err := os.WriteFile(filepath.Join(root, "nginx.conf"), []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +341,7 @@ func TestFiguresOfThroughput(t *testing.T) {
 	peers := []func() *peer{
 		func() *peer { return b.ours(t, "fasthttp", 1, 2048, 0) },
 		func() *peer { return b.ours(t, "net/http", 1, 2048, 0) },
-		func() *peer { return b.nginx(t, root) },
+		func() *peer { return b.nginx(t, root, false) },
 		func() *peer { return b.apache(t, root) },
 	}
 	loads := []struct {

@@ -33,7 +33,7 @@ func (b *bucket) take(rate int, now time.Time) bool {
 	if b.last.IsZero() {
 		b.tokens = full
 	} else {
-		b.tokens = min(full, b.tokens+now.Sub(b.last).Seconds()*full)
+		b.tokens = min(full, b.tokens+max(0, now.Sub(b.last).Seconds())*full)
 	}
 	b.last = now
 	if b.tokens < 1 {

@@ -197,3 +197,68 @@ func TestOneGuestCannotHurtTheOthers(t *testing.T) {
 	cancel()
 	wg.Wait()
 }
+
+// Whoever does not get on with it is not waited for, with a request as little as without one.
+func TestSlowClientsAreNotWaitedFor(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	s := newSite(t, metadata.Options{})
+	s.server.ShortTimeouts(200 * time.Millisecond)
+	host := nstest.NewHost(t, "guest")
+	s.segment("eth0", "10.1.1.1/24", host, "10.1.1.34/24")
+	s.table.SetNetwork(network("guest-1", "10.1.1.0/24"))
+	g := guest("guest-1", "VM-1", "10.1.1.34")
+	g.UserData = content(t, make([]byte, 8<<20))
+	s.table.SetGuest(g)
+	s.serve("eth0", []string{"10.1.1.1"}, "guest-1")
+	const head = "GET /latest/vm-id HTTP/1.1\r\nHost: 10.1.1.1\r\n"
+	for _, test := range []struct{ name, request, want string }{
+		{"nothing", "", ""},
+		{"half a request", head, "408"},
+		{"a request, then nothing", head + "\r\n", "200"},
+		{"a request, then half of one", head + "\r\n" + head, "200"},
+		{"half a body", "PUT /latest/vm-id HTTP/1.1\r\nHost: 10.1.1.1\r\nContent-Length: 10\r\n\r\nab", "408"},
+	} {
+		if got := statuses(raw(t, host, "", "10.1.1.1:80", test.request)); got != test.want {
+			t.Errorf("%s: statuses %q, want %q", test.name, got, test.want)
+		}
+	}
+	reader, err := dial(t.Context(), host, "", "10.1.1.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	io.WriteString(reader, "GET /latest/user-data HTTP/1.1\r\nHost: 10.1.1.1\r\n\r\n")
+	nstest.Poll(t, 10*time.Second, "the server to give a slow reader up", func() bool { return s.server.Connections() == 0 })
+}
+
+// Requests that come in pieces, or several at once, are answered as if they had not.
+func TestRequestsInPieces(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	_, host := small(t, metadata.Options{})
+	const request = "GET /latest/vm-id HTTP/1.1\r\nHost: 10.1.1.1\r\n\r\n"
+	for size := 1; size < len(request); size += 7 {
+		c, err := dial(t.Context(), host, "10.1.1.34", "10.1.1.1:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.(*net.TCPConn).SetNoDelay(true)
+		all := request + request + strings.Replace(request, "Host", "Connection: close\r\nHost", 1)
+		for len(all) > 0 {
+			n := min(size, len(all))
+			if _, err := io.WriteString(c, all[:n]); err != nil {
+				t.Fatal(err)
+			}
+			all = all[n:]
+		}
+		reply, err := io.ReadAll(c)
+		if got := statuses(string(reply)); err != nil || got != "200 200 200" || strings.Count(string(reply), "VM-1") != 3 {
+			t.Errorf("in pieces of %d: %q, %v", size, reply, err)
+		}
+		c.Close()
+	}
+}

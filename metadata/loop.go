@@ -171,15 +171,16 @@ func (s *Server) serve(c *conn) bool {
 		s.running.Go(s.lead)
 	}
 	c.fresh, c.inRequest, c.idle = true, false, false
-	s.http[c.listener.place.service].ServeConn(c) // what goes wrong with a connection is its client's affair
+	server := s.http[c.listener.place.service]
+	server.ServeConn(c) // what goes wrong with a connection is its client's affair
 	if c.parked {
 		return !handedOver // whoever answers it ends it
 	}
 	if c.idle {
 		c.idle = false
-		timeout := idleTimeout
+		timeout := server.IdleTimeout
 		if c.fresh {
-			timeout = readTimeout
+			timeout = server.ReadTimeout
 		}
 		if !s.loop.await(c, time.Now().Add(timeout)) {
 			c.end(false)

@@ -61,6 +61,7 @@ type Server struct {
 	openings chan struct{}  // holds one element while addresses are to be tried again
 	loop     *loop
 	scarce   onceAMinute // descriptors or memory
+	sweep    *time.Ticker
 
 	mu      sync.Mutex
 	closed  bool
@@ -112,6 +113,7 @@ func NewServer(t *Table, o Options) *Server {
 		openings:  make(chan struct{}, 1),
 		open:      make(map[place]*listener),
 		faults:    make(map[place]error),
+		sweep:     time.NewTicker(sweepInterval),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -266,8 +268,7 @@ func (s *Server) openLoop() (err error) {
 // connections and returns nil. It leaves no goroutine behind. It can be called once.
 func (s *Server) Run(ctx context.Context) error {
 	var again <-chan time.Time
-	sweep := time.NewTicker(sweepInterval)
-	defer sweep.Stop()
+	defer s.sweep.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -277,8 +278,8 @@ func (s *Server) Run(ctx context.Context) error {
 			for _, w := range s.table.waiting.take() {
 				s.look(w)
 			}
-		case now := <-sweep.C:
-			s.sweep(now)
+		case now := <-s.sweep.C:
+			s.endExpired(now)
 		case <-s.openings:
 			again = time.After(retryOpening)
 		case <-again:
@@ -287,8 +288,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// sweep ends the connections that have been idle for too long.
-func (s *Server) sweep(now time.Time) {
+// endExpired ends the connections that have been idle for too long.
+func (s *Server) endExpired(now time.Time) {
 	s.mu.Lock()
 	loop := s.loop
 	s.mu.Unlock()

@@ -1,0 +1,24 @@
+package metadata
+
+import "time"
+
+// ShortTimeouts makes connections end sooner than a test would want to wait for. It is called before
+// the server has devices.
+func (s *Server) ShortTimeouts(d time.Duration) {
+	for _, h := range s.http {
+		h.ReadTimeout, h.WriteTimeout, h.IdleTimeout = d, d, d
+	}
+	s.sweep.Reset(d)
+}
+
+// Connections counts those that are open.
+func (s *Server) Connections() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.open {
+		l.mu.Lock()
+		n += len(l.conns)
+		l.mu.Unlock()
+	}
+	return n
+}
