@@ -125,14 +125,16 @@ func (s *Server) deliver(out *fasthttp.Response, c *conn, e *entry, v view, r *r
 		body, err := answered.open()
 		if errors.Is(err, fs.ErrNotExist) { // replaced since we looked: what is there now?
 			v.guest = e.guest.Load()
-			answered = v.answer(r, s.tokens, now)
-			if answered.file != nil {
+			body, err = nil, nil
+			if answered = v.answer(r, s.tokens, now); answered.file != nil {
 				body, err = answered.open()
 			}
 		}
 		switch {
 		case err != nil:
-			s.log.Error("content not readable", "vm", v.guest.VM, "network", v.guest.Network, "path", r.path, slog.Any("reason", err))
+			if e.failed.now(now) {
+				s.log.Error("content not readable", "vm", v.guest.VM, "network", v.guest.Network, "path", r.path, slog.Any("reason", err))
+			}
 			answered = refuse(http.StatusServiceUnavailable, "the content is not readable")
 			answered.header = []string{"Retry-After", "1"}
 		case body != nil:

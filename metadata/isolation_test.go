@@ -185,6 +185,12 @@ func TestReplacedContentIsLookedUpAgain(t *testing.T) {
 	if got := ask(t, c, "GET", "http://10.1.1.1/latest/user-data"); got.Body != "newer" || got.Status != 200 {
 		t.Errorf("GET = %v", got)
 	}
+	removed := guest("guest-1", "VM-1", "10.1.1.34")
+	removed.UserData = &replaced{content(t, []byte("old")), func() { s.table.SetGuest(guest("guest-1", "VM-1", "10.1.1.34")) }}
+	s.table.SetGuest(removed)
+	if got := ask(t, c, "GET", "http://10.1.1.1/latest/user-data"); got.Status != 404 {
+		t.Errorf("GET of what was removed = %v", got)
+	}
 	broken := guest("guest-1", "VM-1", "10.1.1.34")
 	broken.UserData = &replaced{content(t, []byte("old")), func() {}}
 	s.table.SetGuest(broken)

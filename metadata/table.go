@@ -222,6 +222,7 @@ type entry struct {
 	history history
 	logged  onceAMinute // refusals
 	told    onceAMinute // passwords
+	failed  onceAMinute // content that cannot be read
 
 	mu      sync.Mutex
 	retired bool
