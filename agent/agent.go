@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"vragent/agent/internal/api"
 	"vragent/agent/internal/drop"
 	"vragent/agent/internal/engine"
+	"vragent/agent/internal/metrics"
 	"vragent/agent/internal/state"
 	"vragent/dhcp"
 	"vragent/metadata"
@@ -44,11 +46,14 @@ type Agent struct {
 	users    *state.Store // of the API, and LDAP servers
 	jobs     *state.Store
 	dir      *drop.Dir
+	hosts    *dhcp.Table
 	dhcp     *dhcp.Server
 	metadata *metadata.Server
 	engine   *engine.Engine
 
 	companion *companion
+	metrics   *metrics.Metrics
+	token     *metrics.Token // for metrics off loopback
 	socket    *api.UnixListener
 	tcp       net.Listener // nil without api.listen
 
@@ -110,6 +115,7 @@ func New(opts Options) (a *Agent, err error) {
 		a.log.Warn("key of session tokens is not kept", "err", err)
 	}
 	hosts, data := dhcp.NewTable(), metadata.NewTable()
+	a.hosts = hosts
 	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases}})
 	a.metadata = metadata.NewServer(data, metadata.Options{
 		Logger: a.log, TokenKey: key, Hosts: cfg.Metadata.Hosts, Limits: limits(cfg),
@@ -118,10 +124,13 @@ func New(opts Options) (a *Agent, err error) {
 	a.engine = engine.New(engine.Parts{
 		Dir: a.dir, Store: a.units, Kernel: a.kernel, Powers: powers,
 		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log,
+		Observe: func(outcome string, took time.Duration) { a.metrics.ObserveChange(metrics.Outcome(outcome), took) },
 	}, settings(cfg))
 	if a.companion, err = newCompanion(a, cfg); err != nil {
 		return a, err
 	}
+	a.metrics = a.newMetrics()
+	a.token = metrics.NewToken(cfg.API.MetricsToken, a.log)
 	if a.socket, err = api.ListenUnix(cfg.API.Socket, group); err != nil {
 		return a, fmt.Errorf("socket: %w", err)
 	}
@@ -181,9 +190,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.dhcp.Run(ctx) })
 	g.Go(func() error { return a.metadata.Run(ctx) })
 	g.Go(func() error {
-		return api.Serve(ctx, a.socket, api.Local(a, api.LocalOptions{
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", a.metrics.Handler(nil))
+		mux.Handle("/", a.metrics.Count("socket", api.Local(a, api.LocalOptions{
 			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Log: a.log,
-		}), a.log)
+		})))
+		return api.Serve(ctx, a.socket, mux, a.log)
 	})
 	if a.tcp != nil {
 		g.Go(func() error { return api.Serve(ctx, a.tcp, a.companion.remote(a), a.log) })
@@ -231,6 +243,7 @@ func (a *Agent) Reload() error {
 		cfg.DropDir, cfg.StateDir = old.DropDir, old.StateDir
 		api := old.API
 		api.MaxUserData, api.MaxUserDataGet, api.MaxBundle = cfg.API.MaxUserData, cfg.API.MaxUserDataGet, cfg.API.MaxBundle
+		api.MetricsToken = cfg.API.MetricsToken
 		cfg.API = api
 	}
 	a.cfg, a.faults, a.loaded = cfg, nil, time.Now()
@@ -238,6 +251,7 @@ func (a *Agent) Reload() error {
 	a.metadata.SetLimits(limits(cfg))
 	a.metadata.SetHosts(cfg.Metadata.Hosts)
 	a.companion.api.SetLimits(apiLimits(cfg))
+	a.token.SetFile(cfg.API.MetricsToken)
 	a.engine.Set(settings(cfg))
 	a.log.Info("configuration in force", "files", cfg.Files)
 	return nil

@@ -11,6 +11,7 @@ import (
 	"vragent/agent/internal/account"
 	"vragent/agent/internal/api"
 	"vragent/agent/internal/job"
+	"vragent/agent/internal/page"
 )
 
 // companion is the companion API with what stands behind it.
@@ -59,6 +60,8 @@ func (c *companion) run(ctx context.Context) error {
 func (c *companion) remote(a *Agent) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(api.Path, c.api)
+	mux.Handle(page.Path, page.New(page.Options{Reports: a, Sessions: c.users, Jobs: c.jobs, Log: a.log}))
+	mux.Handle("/metrics", a.metrics.Handler(a.token))
 	api.Health(mux, a.isHealthy, a.isReady)
-	return mux
+	return a.metrics.Count("api", mux)
 }

@@ -50,6 +50,7 @@ type APIConfig struct {
 	MaxUserDataGet int   // the same in a GET
 	MaxBundle      int64 // bytes
 	JobRetention   time.Duration
+	MetricsToken   string // file with the bearer token for metrics off loopback; "": nobody
 }
 
 // MetadataConfig says how guests are served by default.
@@ -206,6 +207,11 @@ func (cfg *Config) layAPI(file string, m *strict.Mapping) {
 		absolute(tls, key, value)
 	}
 	tls.Done()
+	if m.Text("metrics_token_file").Value == "" && m.Has("metrics_token_file") {
+		cfg.API.MetricsToken = ""
+	} else {
+		absolute(m, "metrics_token_file", &cfg.API.MetricsToken)
+	}
 	const most = 1 << 20
 	cfg.API.MaxUserData = int(m.Size("max_userdata", int64(cfg.API.MaxUserData), 1, most))
 	cfg.API.MaxUserDataGet = int(m.Size("max_userdata_get", int64(cfg.API.MaxUserDataGet), 1, most))
@@ -222,7 +228,7 @@ func absolute(m *strict.Mapping, key string, value *string) {
 		return
 	}
 	if !filepath.IsAbs(t.Value) || filepath.Clean(t.Value) == "/" {
-		m.Faultf(key, "is %q; it must be an absolute path, like %s", t.Value, cmp.Or(*value, "/etc/vragent/tls/"+key+".pem"))
+		m.Faultf(key, "is %q; it must be an absolute path, like %s", t.Value, cmp.Or(*value, "/etc/vragent/"+key))
 		return
 	}
 	*value = filepath.Clean(t.Value)

@@ -6,11 +6,12 @@ import (
 	"io"
 	"log/slog"
 	"sync/atomic"
+
+	"vragent/agent/internal/journal"
 )
 
 // logSwitch is a log handler whose level and format can change while loggers made from it are in use.
 type logSwitch struct {
-	out   io.Writer
 	level slog.LevelVar
 	json  atomic.Bool
 	text  slog.Handler
@@ -19,10 +20,11 @@ type logSwitch struct {
 }
 
 func newLogSwitch(out io.Writer) *logSwitch {
-	s := &logSwitch{out: out}
+	s := &logSwitch{}
 	s.root = s
 	opts := &slog.HandlerOptions{Level: &s.level}
-	s.text, s.jsonl = slog.NewTextHandler(out, opts), slog.NewJSONHandler(out, opts)
+	s.text = journal.Handler(out, func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, opts) })
+	s.jsonl = journal.Handler(out, func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, opts) })
 	return s
 }
 

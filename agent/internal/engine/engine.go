@@ -36,8 +36,12 @@ type Parts struct {
 	GuestData *metadata.Table
 	Metadata  *metadata.Server
 
-	Log *slog.Logger // nil discards
-	Now func() time.Time
+	// Observe hears of each unit that was taken in: what became of it (applied, pending, rejected,
+	// removed, or failed where the state directory refused it), and how long that took from when its
+	// last file had settled. Nil hears nothing.
+	Observe func(outcome string, took time.Duration)
+	Log     *slog.Logger // nil discards
+	Now     func() time.Time
 }
 
 // Engine brings the drop directory into force. Its methods may be called from any goroutine, Load and
@@ -200,11 +204,32 @@ func (e *Engine) take(ctx context.Context, units []drop.Unit) {
 			contents = append(contents, c)
 		}
 		e.bring(contents)
+		e.observe(contents)
 		for _, c := range contents {
 			e.closeWaiters(began, c.Unit)
 		}
 	}
 	e.announce()
+}
+
+// observe reports what became of units that were taken in.
+func (e *Engine) observe(contents []drop.Content) {
+	if e.Observe == nil {
+		return
+	}
+	now := time.Now()
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, c := range contents {
+		outcome := "removed"
+		if v, ok := e.model.View(c.Unit); ok {
+			outcome = string(e.unit(v).State)
+			if len(v.Faults) > 0 && v.Want != v.Have && e.faults["state"] != "" {
+				outcome = "failed"
+			}
+		}
+		e.Observe(outcome, now.Sub(c.SettledAt))
+	}
 }
 
 // announce wakes those who wait for units to be judged or to change their state.

@@ -125,6 +125,7 @@ type finished struct {
 	seq       uint64
 	completed time.Time
 	secret    bool
+	failed    bool
 }
 
 const (
@@ -158,7 +159,7 @@ func OpenQueue(opts Options) (*Queue, error) {
 		}
 		q.seq = max(q.seq, j.Seq)
 		if j.State != Open {
-			q.finished[j.ID] = finished{j.Seq, j.Completed, j.HasSecret}
+			q.finished[j.ID] = finished{j.Seq, j.Completed, j.HasSecret, j.State == Failed}
 			return nil
 		}
 		e := &entry{job: j, done: make(chan struct{})}
@@ -442,7 +443,7 @@ func (q *Queue) TakeSecret(id string) ([]byte, error) {
 	q.mu.Lock()
 	f, ok := q.finished[id]
 	if ok && f.secret {
-		q.finished[id] = finished{f.seq, f.completed, false}
+		q.finished[id] = finished{f.seq, f.completed, false, f.failed}
 	}
 	q.mu.Unlock()
 	if !f.secret {
@@ -504,7 +505,7 @@ func (q *Queue) Sweep() error {
 			}
 			delete(q.finished, id)
 		case f.secret && age >= q.opts.SecretTime:
-			q.finished[id] = finished{f.seq, f.completed, false}
+			q.finished[id] = finished{f.seq, f.completed, false, f.failed}
 			secrets = append(secrets, id)
 		}
 	}
@@ -519,12 +520,16 @@ func (q *Queue) Sweep() error {
 	return errors.Join(errs...)
 }
 
-// Counts returns how many jobs there are in each state that the process can tell without reading
-// records: open ones and finished ones.
-func (q *Queue) Counts() (open, finished int) {
+// Counts returns how many jobs there are in each state, without reading records.
+func (q *Queue) Counts() (open, done, failed int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.open), len(q.finished)
+	for _, f := range q.finished {
+		if f.failed {
+			failed++
+		}
+	}
+	return len(q.open), len(q.finished) - failed, failed
 }
 
 // newID makes a random UUID, RFC 9562 section 5.4.

@@ -175,6 +175,21 @@ func TestJobsOfOneUnitTakeTheirTurns(t *testing.T) {
 	want(t, next(t, q), "a3")
 }
 
+func TestAJobThatIsGivenBackKeepsItsTurn(t *testing.T) {
+	q := open(t, job.Options{Store: newStore()})
+	add(t, q, "a", "a1")
+	add(t, q, "a", "a2")
+	add(t, q, "b", "b1")
+	tasks := next(t, q)
+	want(t, tasks, "a1", "b1")
+	tasks[0].Return()
+	again := next(t, q)
+	want(t, again, "a1")
+	want(t, next(t, q))
+	finish(t, again[0])
+	want(t, next(t, q), "a2")
+}
+
 func TestAJobOfAllUnitsRunsAlone(t *testing.T) {
 	q := open(t, job.Options{Store: newStore()})
 	add(t, q, "a", "a1")

@@ -3,6 +3,7 @@ package job
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 )
 
 // Task is a job that was handed out to be carried out. It belongs to one goroutine at a time;
@@ -36,6 +37,19 @@ func (t *Task) Release() {
 	t.queue.mu.Lock()
 	defer t.queue.mu.Unlock()
 	t.queue.release(t.entry)
+}
+
+// Return gives the job back, to be handed out again: something that it needs was not there. Until
+// then the jobs of its unit wait for it.
+func (t *Task) Return() {
+	q := t.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e := t.entry
+	q.release(e)
+	e.job.Released = false
+	at, _ := slices.BinarySearchFunc(q.waiting, e, bySeq)
+	q.waiting = slices.Insert(q.waiting, at, e)
 }
 
 // Progress shows how far an open job is, in percent. It is not durable.
@@ -100,7 +114,7 @@ func (t *Task) end(change func(*Job), secret []byte) error {
 		return fmt.Errorf("job %s: %w", j.ID, err)
 	}
 	delete(q.open, j.ID)
-	q.finished[j.ID] = finished{j.Seq, j.Completed, j.HasSecret}
+	q.finished[j.ID] = finished{j.Seq, j.Completed, j.HasSecret, j.State == Failed}
 	close(t.entry.done)
 	return nil
 }

@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"context"
+
+	"vragent/agent/internal/api"
+	"vragent/agent/internal/metrics"
+)
+
+// newMetrics returns the metrics, and where their numbers come from.
+func (a *Agent) newMetrics() *metrics.Metrics {
+	return metrics.New(a.opts.Version, metrics.Sources{
+		Ready:  func() bool { return a.isReady() == nil },
+		Status: a.numbers,
+		DHCP:   func() metrics.DHCP { return metrics.DHCP(a.dhcp.Stats()) },
+		Leases: a.leaseNumbers,
+		Pools:  a.poolNumbers,
+		Jobs: func() metrics.Jobs {
+			open, done, failed := a.companion.jobs.Counts()
+			return metrics.Jobs{Open: open, Done: done, Failed: failed}
+		},
+		Listeners: func() map[string]int {
+			n := map[string]int{"dhcp": len(a.dhcp.Serving()), "socket": 1, "api": 0}
+			if a.tcp != nil {
+				n["api"] = 1
+			}
+			return n
+		},
+	})
+}
+
+// numbers is the status as numbers.
+func (a *Agent) numbers() metrics.Status {
+	ctx := context.Background()
+	s := a.Status(ctx)
+	n := metrics.Status{
+		Networks: make(map[string]int), VMs: make(map[string]int),
+		Watched: s.Watch.Watched, Scanned: s.Watch.Unwatched, Unsettled: len(s.Watch.Unsettled),
+		Faults: len(s.Faults), ConfigFaults: len(s.Config.Faults), ConfigLoaded: s.Config.Loaded,
+	}
+	for _, state := range []api.State{api.Applied, api.Pending, api.Rejected} {
+		n.Networks[string(state)], n.VMs[string(state)] = s.Networks[state], s.VMs[state]
+	}
+	for _, network := range a.Networks(ctx) {
+		if network.Standby {
+			n.Standby++
+		}
+	}
+	return n
+}
+
+func (a *Agent) leaseNumbers() (known, pool map[string]int) {
+	known, pool = make(map[string]int), make(map[string]int)
+	for _, b := range a.hosts.Bindings("") {
+		if b.Pool {
+			pool[b.State]++
+		} else {
+			known[b.State]++
+		}
+	}
+	return known, pool
+}
+
+func (a *Agent) poolNumbers() []metrics.Pool {
+	var pools []metrics.Pool
+	for _, n := range a.Networks(context.Background()) {
+		if use, ok := a.hosts.PoolUse(n.Name); ok {
+			pools = append(pools, metrics.Pool{Total: use.Total, Bound: use.Bound, Offered: use.Offered, Declined: use.Declined})
+		}
+	}
+	return pools
+}
