@@ -278,6 +278,35 @@ func TestPushesShareWhatTheyCan(t *testing.T) {
 	}
 }
 
+func TestAStalledWriterHoldsUpItsOwnUnitOnly(t *testing.T) {
+	l := newLab(t, labOptions{})
+	op := l.user("op", account.Operator)
+	setWriting := func(unit string) {
+		l.router.mu.Lock()
+		defer l.router.mu.Unlock()
+		l.router.writing = unit
+	}
+	push := func(name, address string) reply {
+		return l.ok(op, "pushVirtualMachine", "id", name, "nics[0].network", "guest-1", "nics[0].ipaddress", address)
+	}
+	setWriting("vms/web")
+	slow, second := push("web", "10.1.1.5"), push("db", "10.1.1.6")
+	if done := l.wait(op, second); done.get("jobstatus") != int64(1) {
+		t.Errorf("another unit's job = %s", done.text)
+	}
+	eventually(t, func() string {
+		j := l.ok(op, "queryAsyncJobResult", "jobid", slow.get("jobid").(string))
+		if j.get("jobnote") != "waits for a file that somebody else is writing" {
+			return j.text
+		}
+		return ""
+	})
+	setWriting("")
+	if done := l.wait(op, slow); done.get("jobstatus") != int64(1) {
+		t.Errorf("job = %s", done.text)
+	}
+}
+
 func TestFailedWritesEndTheirJobs(t *testing.T) {
 	l := newLab(t, labOptions{})
 	op := l.user("op", account.Operator)

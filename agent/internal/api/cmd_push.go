@@ -46,14 +46,16 @@ func notInName(r rune) bool {
 
 // known refuses a unit that is neither in the drop directory nor about to be put there.
 func (c *call) known(param, unit string) error {
-	_, err := c.opts.Drop.Read(c.http.Context(), unit)
-	if errors.Is(err, ErrUnknown) && !c.opts.Jobs.Busy(unit) {
+	ctx, cancel := context.WithTimeout(c.http.Context(), readTime)
+	defer cancel()
+	_, err := c.opts.Drop.Read(ctx, unit)
+	switch {
+	case errors.Is(err, ErrUnknown) && !c.opts.Jobs.Busy(unit):
 		return c.cmd.unknown(param, c.params.Get(param))
+	case errors.Is(err, ErrUnknown), errors.Is(err, context.DeadlineExceeded): // it is being written
+		return nil
 	}
-	if err != nil && !errors.Is(err, ErrUnknown) {
-		return err
-	}
-	return nil
+	return err
 }
 
 func pushNetwork(c *call) (wire.Object, error) {

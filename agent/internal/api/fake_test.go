@@ -89,6 +89,7 @@ type fakeRouter struct {
 	broken  error                        // what Put answers
 	hold    chan struct{}                // not nil: Put waits for it
 	judged  int                          // calls of Judge
+	writing string                       // the unit that somebody holds open
 }
 
 func newFakeRouter() *fakeRouter {
@@ -262,7 +263,14 @@ func (f *fakeRouter) Units(context.Context) ([]string, error) {
 	return slices.Collect(maps.Keys(f.files)), nil
 }
 
-func (f *fakeRouter) Read(_ context.Context, unit string, names ...string) (map[string][]byte, error) {
+func (f *fakeRouter) Read(ctx context.Context, unit string, names ...string) (map[string][]byte, error) {
+	for f.isWriting(unit) {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	content, ok := f.files[unit]
@@ -276,6 +284,12 @@ func (f *fakeRouter) Read(_ context.Context, unit string, names ...string) (map[
 		}
 	}
 	return read, nil
+}
+
+func (f *fakeRouter) isWriting(unit string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writing == unit
 }
 
 func (f *fakeRouter) Settle(_ context.Context, units []string) ([]api.Unit, error) {

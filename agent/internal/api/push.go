@@ -90,6 +90,8 @@ const (
 	// settleTime is how long a batch may hold up the next one. A unit whose files somebody else
 	// holds open is waited for apart.
 	settleTime = time.Second
+	// readTime is how long the files of one unit may hold up the others.
+	readTime = 100 * time.Millisecond
 )
 
 // run carries jobs out until ctx ends. Jobs that are not finished then are carried on by the next
@@ -136,11 +138,17 @@ func (p *pusher) batch(ctx context.Context, tasks []*job.Task) {
 		case w.job.Released:
 			p.follow(ctx, w)
 		default:
-			if w.change, err = p.change(ctx, w); err != nil {
+			limited, cancel := context.WithTimeout(ctx, readTime)
+			w.change, err = p.change(limited, w)
+			cancel()
+			switch {
+			case errors.Is(err, context.DeadlineExceeded):
+				p.giveTime(ctx, w)
+			case err != nil:
 				p.fail(ctx, w, err)
-				continue
+			default:
+				batch = append(batch, w)
 			}
-			batch = append(batch, w)
 		}
 	}
 	batch = p.judge(ctx, batch)
@@ -158,6 +166,28 @@ func (p *pusher) disable(ctx context.Context, w *work) {
 	p.done(w, userAnswer(u), nil)
 }
 
+// giveTime lets a job wait until nobody holds the unit's files open for writing, and gives it back.
+func (p *pusher) giveTime(ctx context.Context, w *work) {
+	p.following.Go(func() {
+		limited, cancel := context.WithDeadline(ctx, w.job.Deadline)
+		defer cancel()
+		const why = "waits for a file that somebody else is writing"
+		if err := w.task.Report(why); err != nil {
+			p.log.Warn("job not noted", "job", w.job.ID, "reason", err)
+		}
+		_, err := p.drop.Read(limited, w.job.Unit)
+		switch {
+		case err == nil, errors.Is(err, ErrUnknown):
+			w.task.Return()
+		case errors.Is(err, context.DeadlineExceeded):
+			p.fail(ctx, w, &wire.Error{Code: wire.CodeInternal, Text: fmt.Sprintf("The job's time of %s is over, and it still %s. Nothing was changed, and nothing will be",
+				w.job.Deadline.Sub(w.job.Created).Round(time.Second), why)})
+		default:
+			p.fail(ctx, w, err)
+		}
+	})
+}
+
 // change makes of what was asked for what is to be written, from the files as they are now.
 func (p *pusher) change(ctx context.Context, w *work) (Change, error) {
 	c := Change{Unit: w.job.Unit}
@@ -166,6 +196,10 @@ func (p *pusher) change(ctx context.Context, w *work) (Change, error) {
 		return c, p.removable(ctx, w)
 	}
 	if n := w.push.Network; n != nil {
+		// What the file holds until now does not matter, but who writes it goes first.
+		if _, err := p.drop.Read(ctx, c.Unit); err != nil && !errors.Is(err, ErrUnknown) {
+			return c, err
+		}
 		c.Files = map[string][]byte{path.Base(c.Unit): n.Definition}
 		return c, nil
 	}
