@@ -50,7 +50,7 @@ type Options struct {
 	Log      *slog.Logger     // nil discards
 }
 
-// page answers at Path.
+// page is what its handlers share.
 type page struct {
 	opts   Options
 	log    *slog.Logger
@@ -124,9 +124,6 @@ func secured(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r)
 	})
 }
-
-// ServeHTTP implements http.Handler.
-func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.mux.ServeHTTP(w, r) }
 
 // loadAssets serves the files beside the pages, under addresses that change with what is in them. It
 // returns the addresses by name.
