@@ -91,15 +91,26 @@ func makeFolder(folder string, gid int) error {
 			return err
 		}
 	}
+	return openToGroup(folder)
+}
+
+// openToGroup gives a new folder to owner and group, whatever the umask, and
+// has what is made in it belong to the same group.
+func openToGroup(folder string) error {
 	const mode = 0o770 | os.ModeSetgid
 	info, err := os.Stat(folder)
 	if err != nil {
 		return err
 	}
 	if info.Mode()&(os.ModePerm|os.ModeSetgid) == mode {
-		// Inherited from the parent. Under RestrictSUIDSGID= this is the only way to get the bit: the
-		// system call below is refused even where it changes nothing.
-		return nil
+		return nil // inherited from the parent
 	}
-	return os.Chmod(folder, mode) // whatever the umask
+	// The group's bits are also the mask of an access control list.
+	err = os.Chmod(folder, mode)
+	if errors.Is(err, os.ErrPermission) {
+		// systemd's RestrictSUIDSGID= refuses the bit even where it changes
+		// nothing. Then what is made in the folder gets the agent's own group.
+		err = os.Chmod(folder, mode&os.ModePerm)
+	}
+	return err
 }

@@ -413,13 +413,17 @@ func (f *folder) stat(name string) (signature, error) {
 	return signatureOf(&st), nil
 }
 
+var direntPieces = sync.Pool{New: func() any { return new([8 << 10]byte) }}
+
 // readNames returns the names in an open folder in byte order, from its start.
 func readNames(fd int) ([]string, error) {
 	if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
 		return nil, err
 	}
 	var names []string
-	buf := make([]byte, 8<<10)
+	piece := direntPieces.Get().(*[8 << 10]byte)
+	defer direntPieces.Put(piece)
+	buf := piece[:]
 	for {
 		n, err := unix.Getdents(fd, buf)
 		if err == unix.EINTR {

@@ -399,13 +399,12 @@ func (d *Dir) prepare(folder string) error {
 	return nil
 }
 
-// makeGroupFolder makes a folder for owner and group, whatever the umask.
+// makeGroupFolder makes a folder below one of the directory's own.
 func makeGroupFolder(path string) error {
 	if err := os.Mkdir(path, 0o770); err != nil {
 		return err
 	}
-	// The group bits are also the mask of the access control list.
-	return os.Chmod(path, 0o770|fs.ModeSetgid)
+	return openToGroup(path)
 }
 
 func writeFile(path string, data []byte) error {
