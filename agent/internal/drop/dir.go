@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,7 +50,8 @@ type Options struct {
 	// at a directory that another process may be serving from.
 	ReadOnly bool
 
-	lease func(fd int) error // fcntl(F_SETLEASE) if nil
+	lease   func(fd int) error // fcntl(F_SETLEASE) if nil
+	watcher func() (*fsnotify.Watcher, error)
 }
 
 // Dir is a drop directory. Its methods may be called from any goroutine, Next
@@ -128,6 +130,10 @@ func Open(path string, opts Options) (*Dir, error) {
 	}
 	if d.lease == nil {
 		d.lease = takeLease
+	}
+	d.tree.newWatcher = opts.watcher
+	if d.tree.newWatcher == nil {
+		d.tree.newWatcher = newWatcher
 	}
 	if !d.readOnly {
 		if err := d.setUp(cmp.Or(opts.Group, "vragent")); err != nil {

@@ -18,10 +18,13 @@ import (
 type tree struct {
 	dir     *Dir
 	watcher *fsnotify.Watcher // nil: the kernel gives none
-	lost    chan error        // one slot: the watcher's last error
-	drained chan struct{}     // closed with the watcher
-	mark    *mark             // nil: there is none
-	seed    maphash.Seed
+
+	newWatcher func() (*fsnotify.Watcher, error)
+	refused    error         // why there is none
+	lost       chan error    // one slot: the watcher's last error
+	drained    chan struct{} // closed with the watcher
+	mark       *mark         // nil: there is none
+	seed       maphash.Seed
 
 	root    fileID // zero: the drop directory is missing
 	rootOK  bool   // has a watch
@@ -69,11 +72,13 @@ func (t *tree) init(d *Dir) {
 	t.open()
 }
 
+func newWatcher() (*fsnotify.Watcher, error) { return fsnotify.NewBufferedWatcher(eventBuffer) }
+
 // open asks for a watcher, again each second if there is none.
 func (t *tree) open() bool {
-	w, err := fsnotify.NewBufferedWatcher(eventBuffer)
+	w, err := t.newWatcher()
 	if err != nil {
-		t.dir.log.Warn("no inotify instance: the drop directory is scanned each second", "err", err)
+		t.refused = err
 		return false
 	}
 	t.watcher = w
@@ -143,6 +148,9 @@ func (t *tree) publish() {
 	}
 	t.dir.mu.Lock()
 	defer t.dir.mu.Unlock()
+	if v.blind && !t.dir.view.blind {
+		t.dir.log.Warn("no inotify instance: the drop directory is scanned each second", "err", t.refused)
+	}
 	if v.missing != t.dir.view.missing {
 		if v.missing {
 			t.dir.log.Warn("the drop directory is missing; what it held stays in force", "dir", t.dir.path)

@@ -9,9 +9,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
 
@@ -323,6 +325,36 @@ func TestFoldersBeyondTheWatchLimitAreScanned(t *testing.T) {
 	sh(t, dir, "rm -r vms/i-[1-5]")
 	eventually(t, "all are watched again", func() bool { s := a.Status(); return s.Watched == 5 && s.Unwatched == 0 })
 	write(t, dir+"/vms/i-9/vm.yaml", "y")
+	a.wantTree()
+}
+
+func TestWithoutInotifyAllIsScanned(t *testing.T) {
+	dir := dropPath(t)
+	write(t, dir+"/vms/a/vm.yaml", "v")
+	var instances atomic.Bool // whether the kernel has any left
+	a := watch(t, dir, Options{watcher: func() (*fsnotify.Watcher, error) {
+		if !instances.Load() {
+			return nil, unix.EMFILE
+		}
+		return newWatcher()
+	}})
+	eventually(t, "status says so", func() bool { s := a.Status(); return s.Unwatched == 1 && s.Notes != nil })
+	a.want(Unit{VM, "a"}, "vm.yaml=v\n")
+	write(t, dir+"/vms/a/vm.yaml", "w")
+	write(t, dir+"/vms/b/vm.yaml", "b")
+	write(t, dir+"/networks/n.yaml", "n")
+	a.wantTree()
+	write(t, dir+"/networks/n.yaml", "o")
+	sh(t, dir, "mv vms/b vms/c; cp -r vms .v; rm -r vms; mv .v vms")
+	a.wantTree()
+	sh(t, dir, "rm -r vms/a networks")
+	a.wantTree()
+	write(t, dir+"/vms/d/vm.yaml", "d")
+	eventually(t, "changes are seen without a barrier", func() bool { return a.text(Unit{VM, "d"}) == "vm.yaml=d\n" })
+
+	instances.Store(true)
+	eventually(t, "folders are watched", func() bool { s := a.Status(); return s.Watched == 2 && s.Unwatched == 0 })
+	write(t, dir+"/vms/d/vm.yaml", "e")
 	a.wantTree()
 }
 
