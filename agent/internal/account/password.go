@@ -50,14 +50,19 @@ func (u *Users) fits(ctx context.Context, hash, password string) (bool, error) {
 		return false, err
 	}
 	defer u.release()
+	// Made whether it is needed or not, so that the first login takes as long for any name.
+	dummy, err := u.dummy()
+	if err != nil {
+		return false, err
+	}
 	known := hash != ""
 	if !known {
-		hash = u.dummy
+		hash = dummy
 	}
 	if len(password) > maxPassword {
 		password, known = password[:maxPassword], false
 	}
-	err := bcrypt.CompareHashAndPassword([]byte(hash), []byte(password))
+	err = bcrypt.CompareHashAndPassword([]byte(hash), []byte(password))
 	return err == nil && known, nil
 }
 

@@ -103,7 +103,9 @@ type Users struct {
 	log  *slog.Logger
 
 	hashing chan struct{} // holds a token for each password that may be hashed at once
-	dummy   string        // a hash that no password fits
+	// dummy returns a hash that no password fits. It is made at the first login: hashing takes a good
+	// part of what a start may take.
+	dummy func() (string, error)
 
 	writing sync.Mutex // held by whoever changes users, across the Store's commit
 
@@ -139,12 +141,8 @@ func Open(opts Options) (*Users, error) {
 		failures: map[string]*failures{},
 		sessions: map[string]*Session{},
 	}
-	dummy, err := hashPassword(rand.Text(), opts.HashCost)
-	if err != nil {
-		return nil, err
-	}
-	u.dummy = dummy
-	err = opts.Store.Each(userPrefix, func(key string, value []byte) error {
+	u.dummy = sync.OnceValues(func() (string, error) { return hashPassword(rand.Text(), opts.HashCost) })
+	err := opts.Store.Each(userPrefix, func(key string, value []byte) error {
 		var user User
 		if err := json.Unmarshal(value, &user); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
