@@ -62,6 +62,10 @@ type Engine struct {
 	news     chan struct{}         // closes when units have been judged or networks placed
 	waiters  map[*waiter]struct{}
 
+	// Of the goroutine of Load and Run alone.
+	garbage   map[string]bool // keys of bytes that no content in force refers to
+	unscanned bool            // the drop directory was missing at the start
+
 	placing sync.Mutex // one reconciliation of devices at a time
 	taking  sync.Mutex // one acknowledgement of a password at a time
 }
@@ -85,6 +89,7 @@ func New(p Parts, s Settings) *Engine {
 		Parts: p, settings: s,
 		model:   desired.NewModel(),
 		known:   make(map[drop.Unit]*known),
+		garbage: make(map[string]bool),
 		faults:  make(map[string]string),
 		places:  make(map[string]place),
 		pins:    make(map[string]string),
@@ -112,6 +117,7 @@ func (e *Engine) Load(ctx context.Context) error {
 	}
 	if missing {
 		e.Log.Warn("the drop directory is missing; what was in force before stays so", "dir", e.Dir.Path())
+		e.unscanned = true
 		return nil
 	}
 	there := make(map[drop.Unit]bool, len(units))
@@ -157,6 +163,8 @@ const (
 	batchUnits = 512     // taken in at once, so that they share a sync
 	batchBytes = 8 << 20 // of user data on its way to the state directory
 	retryEvery = time.Second
+
+	collectAfter = time.Second // of quiet, bytes that are served no more are let go
 )
 
 // Run takes changes in until ctx ends, and returns nil then.
@@ -168,12 +176,25 @@ func (e *Engine) Run(ctx context.Context) error {
 	wg.Go(func() { e.follow(ctx) })
 	wg.Go(func() { e.retry(ctx) })
 	for {
-		units, err := e.Dir.Next(ctx, batchUnits)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		next, stop := ctx, func() {}
+		if len(e.garbage) > 0 {
+			next, stop = context.WithTimeout(ctx, collectAfter)
+		}
+		units, err := e.Dir.Next(next, batchUnits)
+		stop()
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, context.DeadlineExceeded):
+			e.collect()
+			continue
+		default:
 			return fmt.Errorf("drop directory: %w", err)
+		}
+		if e.unscanned {
+			e.unscanned = false
+			e.Rescan()
 		}
 		slices.SortFunc(units, compareUnits)
 		e.take(ctx, units)

@@ -284,11 +284,14 @@ func TestUserDataLeavesNothingBehind(t *testing.T) {
 	}
 	os.RemoveAll(r.path + "/drop/vms")
 	r.settled(t)
-	for key := range r.Store.Keys("") {
-		if strings.Contains(key, "web") {
-			t.Errorf("%s is left of a VM that is gone", key)
+	nstest.Poll(t, 20*time.Second, "all of a VM that is gone to be deleted", func() bool {
+		for key := range r.Store.Keys("") {
+			if strings.Contains(key, "web") {
+				return false
+			}
 		}
-	}
+		return true
+	})
 }
 
 func TestPasswordIsTakenOnce(t *testing.T) {

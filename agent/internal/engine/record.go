@@ -48,8 +48,13 @@ type record struct {
 }
 
 // write puts moves on disk in one batch and returns what goes with each new content.
+//
+// Bytes that the moves replace are not deleted with it: until the tables have the new entries, guests
+// are still served the old ones. They go with the next batch, or after a moment of quiet.
 func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content) (map[drop.Unit]*known, error) {
 	var batch state.Batch
+	e.sweepInto(&batch)
+	old := make(map[string]bool)
 	writes := make(map[drop.Unit]*known, len(moves))
 	for _, mv := range moves {
 		path := mv.Unit.Path()
@@ -61,13 +66,13 @@ func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content
 		} else {
 			e.order++
 			k := &known{order: e.order, generation: e.order}
-			if old := e.known[mv.Unit]; old != nil {
-				k.generation = old.generation
+			if before := e.known[mv.Unit]; before != nil {
+				k.generation = before.generation
 			}
 			c := contents[mv.Unit]
 			k.fingerprint = c.Fingerprint
 			for name, b := range newData {
-				if old := oldData[name]; old == nil || old.Hash != b.Hash {
+				if was := oldData[name]; was == nil || was.Hash != b.Hash {
 					batch.Put(dataKey(path, name, b), c.Files[name].Data)
 				}
 			}
@@ -78,14 +83,33 @@ func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content
 		}
 		for name, b := range oldData {
 			if kept := newData[name]; kept == nil || kept.Hash != b.Hash {
-				batch.Delete(dataKey(path, name, b))
+				old[dataKey(path, name, b)] = true
 			}
 		}
 	}
 	if err := e.Store.Commit(&batch); err != nil {
 		return nil, err
 	}
+	e.garbage = old
 	return writes, nil
+}
+
+// sweepInto deletes what is garbage. Put of the same key later in the batch counts.
+func (e *Engine) sweepInto(batch *state.Batch) {
+	for key := range e.garbage {
+		batch.Delete(key)
+	}
+}
+
+// collect deletes what is garbage now.
+func (e *Engine) collect() {
+	var batch state.Batch
+	e.sweepInto(&batch)
+	if err := e.Store.Commit(&batch); err != nil {
+		e.Log.Debug("replaced bytes stay in the state directory", "err", err)
+		return
+	}
+	clear(e.garbage)
 }
 
 func (e *Engine) putRecord(batch *state.Batch, content *desired.Content, k *known, c drop.Content) error {
