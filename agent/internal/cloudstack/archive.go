@@ -54,7 +54,7 @@ func (a Archive) Has(name string) bool {
 // again and again under one name.
 func (a Archive) Keep(name string, data []byte) error {
 	name = filepath.Base(name)
-	if strings.Count(name, ".") < 2 {
+	if strings.HasSuffix(name, ".json") {
 		name += "." + time.Now().UTC().Format("20060102T150405.000000000")
 	}
 	folder := filepath.Join(a.Dir, "processed")
