@@ -13,6 +13,7 @@ func (a *Agent) newMetrics() *metrics.Metrics {
 		Ready:  func() bool { return a.isReady() == nil },
 		Status: a.numbers,
 		DHCP:   func() metrics.DHCP { return metrics.DHCP(a.dhcp.Stats()) },
+		Guests: func() metrics.Guests { return metrics.Guests(a.metadata.Stats()) },
 		Leases: a.leaseNumbers,
 		Pools:  a.poolNumbers,
 		Jobs: func() metrics.Jobs {
@@ -20,7 +21,8 @@ func (a *Agent) newMetrics() *metrics.Metrics {
 			return metrics.Jobs{Open: open, Done: done, Failed: failed}
 		},
 		Listeners: func() map[string]int {
-			n := map[string]int{"dhcp": len(a.dhcp.Serving()), "socket": 1, "api": 0}
+			n := a.metadata.Stats().Listeners
+			n["dhcp"], n["socket"], n["api"] = len(a.dhcp.Serving()), 1, 0
 			if a.tcp != nil {
 				n["api"] = 1
 			}

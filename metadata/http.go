@@ -64,6 +64,7 @@ func (s *Server) serveMetadata(ctx *fasthttp.RequestCtx) {
 	}
 	if e == nil {
 		s.logStranger(c, "no guest of the device has this address")
+		s.count.add(kindStranger, http.StatusNotFound)
 		write(&ctx.Response, unknown("unknown source"))
 		return
 	}
@@ -151,7 +152,7 @@ func (s *Server) deliver(out *fasthttp.Response, c *conn, e *entry, v view, r *r
 	if answered.status >= 400 && answered.status != http.StatusNotFound {
 		s.logRefusal(e, c, answered.why)
 	}
-	e.history.add(Request{Time: now, Method: r.method, Path: r.path, Status: answered.status, Why: answered.why})
+	s.note(e, kindOf(r.path), Request{Time: now, Method: r.method, Path: r.path, Status: answered.status, Why: answered.why})
 }
 
 // open gives the part of the file that is the body.
@@ -209,6 +210,7 @@ func (s *Server) serveError(ctx *fasthttp.RequestCtx, err error) {
 	}
 	if e == nil {
 		s.logStranger(c, "no guest of the device has this address")
+		s.count.add(kindStranger, http.StatusNotFound)
 		write(&ctx.Response, unknown("unknown source"))
 		return
 	}
@@ -226,7 +228,7 @@ func (s *Server) serveError(ctx *fasthttp.RequestCtx, err error) {
 	refused.close = true
 	write(&ctx.Response, refused)
 	s.logRefusal(e, c, refused.why)
-	e.history.add(Request{Time: time.Now(), Status: refused.status, Why: refused.why})
+	s.note(e, kindMetadata, Request{Time: time.Now(), Status: refused.status, Why: refused.why})
 }
 
 // readRequest takes from a request what the answer may depend on. fault is the status for one that
@@ -279,6 +281,7 @@ func (s *Server) servePassword(ctx *fasthttp.RequestCtx) {
 	switch {
 	case e == nil:
 		s.logStranger(c, "no guest of the device has this address")
+		s.count.add(kindStranger, http.StatusOK)
 		ctx.Response.SetBodyString(badRequest)
 		return
 	case fault != 0:
@@ -303,7 +306,7 @@ func (s *Server) servePassword(ctx *fasthttp.RequestCtx) {
 	if asked != sendMyPassword && asked != savedPassword {
 		asked = "" // not ours to keep
 	}
-	e.history.add(Request{Time: now, Method: r.method, Path: asked, Status: http.StatusOK, Why: why})
+	s.note(e, kindPassword, Request{Time: now, Method: r.method, Path: asked, Status: http.StatusOK, Why: why})
 }
 
 // park has the request wait, if it wants to and its answer is still what the client has.

@@ -62,6 +62,7 @@ type Server struct {
 	loop     *loop
 	scarce   onceAMinute // descriptors or memory
 	sweep    *time.Ticker
+	count    counters
 
 	mu      sync.Mutex
 	closed  bool
@@ -372,6 +373,7 @@ func (s *Server) admit(c *conn) bool {
 			continue
 		case dropped:
 			unix.Close(c.fd)
+			s.count.refused.Add(1)
 			s.logRefusal(e, c, "too many connections")
 			return false
 		case overLimit:
