@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"vragent/agent/internal/api"
+	"vragent/agent/internal/cloudstack"
 	"vragent/agent/internal/drop"
 	"vragent/agent/internal/engine"
 	"vragent/agent/internal/metrics"
@@ -45,17 +46,19 @@ type Agent struct {
 	leases   *state.Store // of pools
 	users    *state.Store // of the API, and LDAP servers
 	jobs     *state.Store
+	dialect  *state.Store // of the CloudStack dialect; nil where it is off
 	dir      *drop.Dir
 	hosts    *dhcp.Table
 	dhcp     *dhcp.Server
 	metadata *metadata.Server
 	engine   *engine.Engine
 
-	companion *companion
-	metrics   *metrics.Metrics
-	token     *metrics.Token // for metrics off loopback
-	socket    *api.UnixListener
-	tcp       net.Listener // nil without api.listen
+	companion  *companion
+	cloudstack *cloudstack.Dialect // nil where it is off
+	metrics    *metrics.Metrics
+	token      *metrics.Token // for metrics off loopback
+	socket     *api.UnixListener
+	tcp        net.Listener // nil without api.listen
 
 	mu     sync.Mutex // guards what follows
 	cfg    *Config
@@ -98,7 +101,10 @@ func New(opts Options) (a *Agent, err error) {
 		return a, fmt.Errorf("powers of the process: %w", err)
 	}
 	// One store each, so that damage of one leaves the others alone.
-	for name, store := range map[string]**state.Store{"units": &a.units, "leases": &a.leases, "users": &a.users, "jobs": &a.jobs} {
+	for name, store := range map[string]**state.Store{"units": &a.units, "leases": &a.leases, "users": &a.users, "jobs": &a.jobs, "cloudstack": &a.dialect} {
+		if name == "cloudstack" && !cfg.CloudStack.Enabled {
+			continue
+		}
 		if *store, err = a.openStore(filepath.Join(cfg.StateDir, name)); err != nil {
 			return a, err
 		}
@@ -129,6 +135,11 @@ func New(opts Options) (a *Agent, err error) {
 	if a.companion, err = newCompanion(a, cfg); err != nil {
 		return a, err
 	}
+	if cfg.CloudStack.Enabled {
+		if a.cloudstack, err = cloudstack.New(door{a.engine}, records{a.dialect}, a.log); err != nil {
+			return a, fmt.Errorf("CloudStack dialect: %w", err)
+		}
+	}
 	a.metrics = a.newMetrics()
 	a.token = metrics.NewToken(cfg.API.MetricsToken, a.log)
 	if a.socket, err = api.ListenUnix(cfg.API.Socket, group); err != nil {
@@ -158,7 +169,7 @@ func (a *Agent) close() {
 	if a.dir != nil {
 		a.dir.Close()
 	}
-	for _, store := range []*state.Store{a.units, a.leases, a.users, a.jobs} {
+	for _, store := range []*state.Store{a.units, a.leases, a.users, a.jobs, a.dialect} {
 		if store == nil {
 			continue
 		}
@@ -193,7 +204,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", a.metrics.Handler(nil))
 		mux.Handle("/", a.metrics.Count("socket", api.Local(a, api.LocalOptions{
-			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Log: a.log,
+			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, More: a.dialectHandlers(), Log: a.log,
 		})))
 		return api.Serve(ctx, a.socket, mux, a.log)
 	})
@@ -244,7 +255,7 @@ func (a *Agent) Reload() error {
 		api := old.API
 		api.MaxUserData, api.MaxUserDataGet, api.MaxBundle = cfg.API.MaxUserData, cfg.API.MaxUserDataGet, cfg.API.MaxBundle
 		api.MetricsToken = cfg.API.MetricsToken
-		cfg.API = api
+		cfg.API, cfg.CloudStack = api, old.CloudStack
 	}
 	a.cfg, a.faults, a.loaded = cfg, nil, time.Now()
 	a.logs.set(cfg.Log)

@@ -28,6 +28,7 @@ type Config struct {
 	API             APIConfig
 	PublicInterface string
 	Metadata        MetadataConfig
+	CloudStack      CloudStackConfig
 
 	// Files are those that were read, in order.
 	Files []string
@@ -61,6 +62,12 @@ type MetadataConfig struct {
 	Hosts          []string
 }
 
+// CloudStackConfig is about the dialect of a CloudStack management server.
+type CloudStackConfig struct {
+	Enabled bool
+	Dir     string // where the server drops its files
+}
+
 // ConfigFault is one thing that is wrong with a configuration file. Line and Column count from 1;
 // Column is 0 for faults of YAML's own syntax, both are 0 where the file cannot be read.
 type ConfigFault struct {
@@ -86,6 +93,7 @@ func defaultConfig() *Config {
 		},
 		PublicInterface: "eth2",
 		Metadata:        MetadataConfig{GuestRate: 200, GuestConns: 64},
+		CloudStack:      CloudStackConfig{Dir: "/var/cache/cloud"},
 	}
 }
 
@@ -166,6 +174,10 @@ func (cfg *Config) lay(file string, data []byte) []strict.Fault {
 			m.Faultf("public_interface", "is %q; it must be the name of a network device, like eth2", t.Value)
 		}
 	}
+	cs := m.Mapping("cloudstack")
+	cfg.CloudStack.Enabled = cs.Bool("enabled", cfg.CloudStack.Enabled)
+	absolute(cs, "dir", &cfg.CloudStack.Dir)
+	cs.Done()
 	md := m.Mapping("metadata")
 	if t := md.Text("tokens"); t.Set {
 		if cfg.Metadata.TokensRequired = t.Value == "required"; t.Value != "required" && t.Value != "optional" {
@@ -254,6 +266,7 @@ func restartKeys(old, new *Config) []string {
 		"api.socket":        old.API.Socket != new.API.Socket,
 		"api.listen":        old.API.Listen != new.API.Listen,
 		"api.tls":           old.API.Cert != new.API.Cert || old.API.Key != new.API.Key,
+		"cloudstack":        old.CloudStack != new.CloudStack,
 		"api.job_retention": old.API.JobRetention != new.API.JobRetention,
 	} {
 		if differ {

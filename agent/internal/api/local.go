@@ -23,6 +23,9 @@ type LocalOptions struct {
 	// Companion answers at Path, where local callers are administrators, and below /v1/users and
 	// /v1/jobs. Nil: there is none.
 	Companion *Companion
+	// More are handlers of other parts by the pattern that they answer at. Callers are looked at
+	// first, as for everything else here.
+	More map[string]http.Handler
 	// Log hears of refused callers. Nil discards.
 	Log *slog.Logger
 }
@@ -71,6 +74,9 @@ func Local(b Backend, opts LocalOptions) http.Handler {
 	Health(mux, opts.Healthy, opts.Ready)
 	if opts.Companion != nil {
 		opts.Companion.local(mux)
+	}
+	for pattern, h := range opts.More {
+		mux.Handle(pattern, h)
 	}
 	return trusted(mux, opts.Log)
 }
