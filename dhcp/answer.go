@@ -108,12 +108,10 @@ func (t *Table) find(r *request, d *Device, p *Packet) (party, error) {
 			if !r.ciaddr.IsValid() || !n.Subnet.Contains(r.ciaddr) || !unicast(p.Destination, n) {
 				continue
 			}
-			switch {
-			case known && h.IP == r.ciaddr:
+			if known {
 				return party{s, n, h, true}, nil
-			case known && found.host == nil:
-				found = party{s, n, h, true}
-			case !known && stranger.scope == nil:
+			}
+			if stranger.scope == nil {
 				stranger = party{scope: s, network: n, routed: true}
 			}
 			continue
@@ -121,9 +119,7 @@ func (t *Table) find(r *request, d *Device, p *Packet) (party, error) {
 		direct = true
 		switch {
 		case known:
-			if found.host == nil || found.routed {
-				found = party{scope: s, network: n, host: h}
-			}
+			found = party{scope: s, network: n, host: h}
 		case r.kind != dhcpv4.MessageTypeDiscover && asked.IsValid() && n.Subnet.Contains(asked) && (stranger.scope == nil || stranger.routed):
 			stranger = party{scope: s, network: n}
 		case n.Pool != nil:
