@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -33,6 +34,11 @@ Exit status 0, or 1 with the reason.`,
 // serve runs the agent until ctx ends, and passes on what systemd and signals have to say: READY=1,
 // the watchdog, SIGHUP.
 func serve(ctx context.Context, config string, std stdio) error {
+	if os.Getenv("GOGC") == "" {
+		// A router has 256 MB. What lives is small and stays for long, so collecting twice as often
+		// costs little and saves a third of the memory.
+		debug.SetGCPercent(50)
+	}
 	version, _ := buildVersion()
 	a, err := agent.New(agent.Options{
 		Config:  config,

@@ -23,6 +23,8 @@ type LocalOptions struct {
 	// Companion answers at Path, where local callers are administrators, and below /v1/users and
 	// /v1/jobs. Nil: there is none.
 	Companion *Companion
+	// Leases answers at /v1/leases. Nil: there are none.
+	Leases Leases
 	// More are handlers of other parts by the pattern that they answer at. Callers are looked at
 	// first, as for everything else here.
 	More map[string]http.Handler
@@ -51,6 +53,8 @@ type problem struct {
 //	POST /v1/wait                             {"paths": [...], "timeout_seconds": 30}; 504 with what is still open
 //	GET  /healthz, /readyz                    200 "ok", 503 with the reason
 //	GET  /v1/jobs?limit=N, /v1/jobs/{id}      jobs, the newest first
+//	GET  /v1/leases                           known NICs and pool addresses
+//	DELETE /v1/leases/{ip}?network=           ends a pool lease; 404 where there is none
 //	GET  /v1/users                            users
 //	POST /v1/users                            {"name": ..., "role": ...}: a user with new keys
 //	POST /v1/users/{name}/keys                new keys
@@ -74,6 +78,9 @@ func Local(b Backend, opts LocalOptions) http.Handler {
 	Health(mux, opts.Healthy, opts.Ready)
 	if opts.Companion != nil {
 		opts.Companion.local(mux)
+	}
+	if opts.Leases != nil {
+		leases(mux, opts.Leases)
 	}
 	for pattern, h := range opts.More {
 		mux.Handle(pattern, h)

@@ -141,7 +141,7 @@ func jobReport(j job.Job) Job {
 func writeProblem(w http.ResponseWriter, err error) {
 	status := http.StatusInternalServerError
 	switch {
-	case errors.Is(err, job.ErrNotFound), errors.Is(err, account.ErrNotFound):
+	case errors.Is(err, job.ErrNotFound), errors.Is(err, account.ErrNotFound), errors.Is(err, ErrUnknown):
 		status = http.StatusNotFound
 	case errors.Is(err, account.ErrExists), errors.Is(err, account.ErrLastAdmin):
 		status = http.StatusConflict
