@@ -250,6 +250,7 @@ func TestOverlappingNetworksAreApart(t *testing.T) {
 	guests := map[string]*nstest.Host{"left": r.guest(t, "left", "eth0", macA), "right": r.guest(t, "right", "eth1", macA)}
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	r.AddAddr(t, "eth1", "10.1.1.1/24")
+	r.configure(t, "metadata: {guest_rate: 0}\n")
 	r.start(t)
 	for name, device := range map[string]string{"left": "eth0", "right": "eth1"} {
 		r.put(t, "networks/"+name+".yaml", "interface: "+device+"\ngateway: 10.1.1.1/24\ndomain: "+name+".internal\n")
