@@ -513,16 +513,16 @@ func (e *Engine) answer(x *api.Explanation) {
 	switch {
 	case vm.State == api.Rejected && !vm.InForce:
 		x.Answer = fmt.Sprintf("%s is rejected and nothing of it is in force: it gets no address and no data.", vm.Name)
-		x.Next = "Correct what stands under obstacles; the VM comes into force by itself then."
+		x.Next = "Correct what stands in the way; the VM comes into force by itself then."
 	case vm.State == api.Rejected && served > 0:
 		x.Answer = fmt.Sprintf("%s is served what its last good content says; its newest content is rejected.", vm.Name)
-		x.Next = "Correct what stands under obstacles; the new content comes into force by itself then."
+		x.Next = "Correct what stands in the way; the new content comes into force by itself then."
 	case served == 0:
 		x.Answer = fmt.Sprintf("%s is known, and none of its NICs is served at the moment.", vm.Name)
-		x.Next = "See to what stands under obstacles; nothing needs to be dropped again."
+		x.Next = "See to what stands in the way; nothing needs to be dropped again."
 	case served < len(vm.NICs):
 		x.Answer = fmt.Sprintf("%d of %d NICs of %s are served.", served, len(vm.NICs), vm.Name)
-		x.Next = "See to what stands under obstacles; nothing needs to be dropped again."
+		x.Next = "See to what stands in the way; nothing needs to be dropped again."
 	case len(x.DHCP) > 0 && x.DHCP[0].Answer == "none" && x.DHCP[0].Message != "RELEASE":
 		x.Answer = fmt.Sprintf("%s is served; its last DHCP message (%s) got no answer: %s.", vm.Name, x.DHCP[0].Message, x.DHCP[0].Why)
 	case len(x.DHCP) > 0 && x.DHCP[0].Answer == "NAK":
