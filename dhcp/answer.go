@@ -206,7 +206,7 @@ func (n *network) choseUs(r *request) bool {
 // answerHost serves a known card. Its address is the table's, whatever it asks for.
 func (t *Table) answerHost(a *answerer, r *request, d *Device, p *Packet, from party, buf []byte, reply *Reply) error {
 	h, n := from.host, from.network
-	if holder, _ := from.scope.hosts.Load().byIP.get(h.IP); holder != h {
+	if h.moved.Load() {
 		return ErrMoved
 	}
 	lease := n.lease

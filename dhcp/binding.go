@@ -130,7 +130,7 @@ func (t *Table) PoolUse(network string) (PoolUse, bool) {
 		}
 	}
 	for ip := range s.hosts.Load().byIP.all {
-		taken[addrNumber(ip)] = true
+		taken[ip] = true
 	}
 	total := int(uint64(last) - uint64(first) + 1)
 	for addr := range taken {

@@ -127,7 +127,7 @@ func (p *pool) configure(n *network) {
 // usable reports whether the pool may give an address.
 func (p *pool) usable(addr uint32) bool {
 	return p.on && p.first <= addr && addr <= p.last && addr != p.excluded[0] && addr != p.excluded[1] &&
-		!p.scope.reserved(numberAddr(addr))
+		!p.scope.reserved(addr)
 }
 
 // slotAt returns the slot of an address, a free one where there is none.
@@ -614,7 +614,7 @@ func (p *pool) load(l Lease, now time.Time) {
 		delete(p.byMAC, s.mac)
 	}
 	s.mac, s.clientID, s.hostname = l.MAC, l.ClientID, l.Hostname
-	if _, known := p.scope.hosts.Load().byMAC.get(l.MAC); known || p.scope.reserved(l.IP) {
+	if _, known := p.scope.hosts.Load().byMAC.get(l.MAC); known || p.scope.reserved(addr) {
 		p.forget(s, now)
 		p.journal.add(p.record(s, LeaseForgotten, now))
 		return

@@ -294,15 +294,32 @@ type worker struct {
 	request request
 }
 
-// take receives one batch, if there is one, and answers it. The buffers are borrowed for the time
-// being, so that memory follows the devices that have something to say, not the number of devices.
+// take receives what waits, if anything does, and answers it. While a client follows soon upon another it
+// stays and waits for the next one itself: that takes a third of what a round trip through the runtime's
+// poller takes. The buffers are borrowed for the time being, so that memory follows the devices that have
+// something to say, not the number of devices.
 func (w *worker) take(fd uintptr) error {
 	in := w.server.inbox.Get().(*inbox)
 	defer w.server.inbox.Put(in)
-	n, err := in.receive(fd)
-	if err != nil {
-		return err
+	for {
+		n, err := in.receive(fd)
+		if err != nil {
+			return err
+		}
+		w.answerBatch(in, n)
+		select {
+		case <-w.port.closed:
+			return nil
+		default:
+		}
+		if !readable(fd, stayAwake) {
+			return nil
+		}
 	}
+}
+
+// answerBatch answers n received datagrams.
+func (w *worker) answerBatch(in *inbox, n int) {
 	now := w.server.now()
 	device := w.port.device.Load()
 	for i := range n {
@@ -315,7 +332,6 @@ func (w *worker) take(fd uintptr) error {
 		w.answer(device, &packet)
 	}
 	w.flush(device)
-	return nil
 }
 
 func (w *worker) answer(device *Device, packet *Packet) {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -286,6 +287,16 @@ func (o *outbox) flush(s *sender) (lost int, err error) {
 	}
 	o.count = 0
 	return lost, err
+}
+
+// stayAwake is how long a thread waits for another datagram before it leaves that to the poller.
+const stayAwake = 20 * time.Millisecond
+
+// readable waits until there is something to receive, but not for long.
+func readable(fd uintptr, timeout time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, int(timeout/time.Millisecond))
+	return err == nil && n > 0
 }
 
 // wait calls take whenever there may be something to receive, until it returns an error that does not

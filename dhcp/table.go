@@ -213,7 +213,7 @@ type scope struct {
 // hostSet is all hosts of one network.
 type hostSet struct {
 	byMAC trie[MAC, *host]
-	byIP  trie[netip.Addr, *host]
+	byIP  trie[uint32, *host]
 }
 
 // host is a Host with what is known of it. Times are durations since the table's epoch.
@@ -225,6 +225,7 @@ type host struct {
 	seen     atomic.Int64 // last heard of; 0 never
 	expires  atomic.Int64 // end of the last lease that was acknowledged; 0 none
 	declined atomic.Int64 // end of the silence after a DECLINE
+	moved    atomic.Bool  // another host has the address now
 }
 
 // network is a Network with what can be encoded ahead.
@@ -326,12 +327,17 @@ func (t *Table) SetHost(h *Host) {
 		if was.IP == h.IP {
 			entry.expires.Store(was.expires.Load())
 			entry.declined.Store(was.declined.Load())
-		} else if holder, _ := hosts.byIP.get(was.IP); holder == was {
-			hosts.byIP = hosts.byIP.without(was.IP)
+		} else if ip := addrNumber(was.IP); hosts.holder(ip) == was {
+			hosts.byIP = hosts.byIP.without(ip)
 		}
 	}
+	ip := addrNumber(h.IP)
+	former := hosts.holder(ip)
 	hosts.byMAC = old.byMAC.with(h.MAC, entry)
-	hosts.byIP = hosts.byIP.with(h.IP, entry)
+	hosts.byIP = hosts.byIP.with(ip, entry)
+	if former != nil && former.MAC != h.MAC {
+		former.moved.Store(true)
+	}
 	s.hosts.Store(&hosts)
 	s.pool.evict(h.IP, h.MAC, t.now())
 	if was, ok := old.byMAC.get(h.MAC); ok && was.IP != h.IP {
@@ -353,8 +359,8 @@ func (t *Table) RemoveHost(network string, mac MAC) {
 		return
 	}
 	hosts := hostSet{byMAC: old.byMAC.without(mac), byIP: old.byIP}
-	if holder, _ := hosts.byIP.get(was.IP); holder == was {
-		hosts.byIP = hosts.byIP.without(was.IP)
+	if ip := addrNumber(was.IP); hosts.holder(ip) == was {
+		hosts.byIP = hosts.byIP.without(ip)
 	}
 	s.hosts.Store(&hosts)
 	s.pool.vacated(was.IP, t.now())
@@ -384,11 +390,14 @@ func (t *Table) probes(d *Device) bool {
 	return false
 }
 
-// reserved reports whether an address belongs to a host of the scope.
-func (s *scope) reserved(addr netip.Addr) bool {
-	_, ok := s.hosts.Load().byIP.get(addr)
-	return ok
+// holder returns the host that has an address; nil is none.
+func (h *hostSet) holder(ip uint32) *host {
+	holder, _ := h.byIP.get(ip)
+	return holder
 }
+
+// reserved reports whether an address belongs to a host of the scope.
+func (s *scope) reserved(ip uint32) bool { return s.hosts.Load().holder(ip) != nil }
 
 func compileNetwork(n *Network) *network {
 	c := &network{Network: n, lease: n.LeaseTime}
