@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"vragent/netcfg/nstest"
 )
 
@@ -47,5 +49,41 @@ func TestPoolLeaseSurvivesARestartAndEndsWhenReleased(t *testing.T) {
 	networks, err := r.client.Networks(t.Context())
 	if err != nil || networks[0].PoolTotal != 1 || networks[0].PoolUsed != 0 {
 		t.Errorf("networks = %+v, %v", networks, err)
+	}
+}
+
+// Tenants may use the same addresses: the release of one tenant's lease never ends the other's.
+func TestReleaseOfAnAddressInTwoNetworksNamesOne(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	r := newRouter(t)
+	guests := []*nstest.Host{r.guest(t, "a", "eth0", macA), r.guest(t, "b", "eth1", macB)}
+	r.start(t)
+	for i, device := range []string{"eth0", "eth1"} {
+		r.AddAddr(t, device, "10.1.1.1/24")
+		r.put(t, "networks/of-"+device+".yaml", "interface: "+device+"\ngateway: 10.1.1.1/24\npool: {from: 10.1.1.200, to: 10.1.1.200, probe: false}\n")
+		r.applied(t)
+		lease(t, guests[i], "10.1.1.200")
+	}
+	address := netip.MustParseAddr("10.1.1.200")
+	if err := r.client.ReleaseLease(t.Context(), "", address); err == nil || !strings.Contains(err.Error(), "of-eth0, of-eth1") {
+		t.Errorf("release without a network: %v, want both networks named", err)
+	}
+	if err := r.client.ReleaseLease(t.Context(), "of-eth1", address); err != nil {
+		t.Fatal(err)
+	}
+	leases, err := r.client.Leases(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bound []string
+	for _, l := range leases {
+		if l.State == "bound" {
+			bound = append(bound, l.Network)
+		}
+	}
+	if diff := cmp.Diff([]string{"of-eth0"}, bound); diff != "" {
+		t.Errorf("networks whose lease is bound (-want +got):\n%s", diff)
 	}
 }

@@ -26,24 +26,30 @@ func leasesCommand(opts *options, std stdio) *cobra.Command {
 		}
 		return f.print(std.out, leases, func(w io.Writer) error { return writeLeases(w, std, leases) })
 	}
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(releaseCommand(opts))
+	return cmd
+}
+
+func releaseCommand(opts *options) *cobra.Command {
+	cmd := &cobra.Command{
 		Use:   "release IP",
 		Short: "End the pool lease of an address",
-		Long: `End the pool lease of an address. The client is refused at its next word and asks
+		Long: `End the pool lease of an address. Its client is refused at its next word and asks
 anew. A known VM's address is taken away by removing the VM from the drop directory.
 
 Exit status 0, or 1 with the reason.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			address, err := netip.ParseAddr(args[0])
-			if err != nil {
-				return &exitError{exitUsage, fmt.Errorf("%q is no address: see vragent leases", args[0])}
-			}
-			daemon := opts.dial()
-			defer daemon.Close()
-			return daemon.ReleaseLease(cmd.Context(), address)
-		},
-	})
+	}
+	network := cmd.Flags().String("network", "", "the network, where several lease this address")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		address, err := netip.ParseAddr(args[0])
+		if err != nil {
+			return &exitError{exitUsage, fmt.Errorf("%q is no address: see vragent leases", args[0])}
+		}
+		daemon := opts.dial()
+		defer daemon.Close()
+		return daemon.ReleaseLease(cmd.Context(), *network, address)
+	}
 	return cmd
 }
 

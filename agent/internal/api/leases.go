@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -27,8 +28,9 @@ type Lease struct {
 type Leases interface {
 	// Leases lists known NICs and pool addresses, by network and address.
 	Leases(ctx context.Context) []Lease
-	// ReleaseLease ends the pool lease of an address in a network, or in whichever has one for "". The
-	// error wraps ErrUnknown where there is none.
+	// ReleaseLease ends the pool lease of an address in a network, or in the only one that has it for "";
+	// several are an error. It returns when that is stored. The error wraps ErrUnknown where there is no
+	// such lease.
 	ReleaseLease(ctx context.Context, network string, address netip.Addr) error
 }
 
@@ -40,7 +42,7 @@ func leases(mux *http.ServeMux, l Leases) {
 	mux.HandleFunc("DELETE /v1/leases/{ip}", func(w http.ResponseWriter, r *http.Request) {
 		address, err := netip.ParseAddr(r.PathValue("ip"))
 		if err != nil {
-			writeJSON(w, http.StatusBadRequest, problem{r.PathValue("ip") + " is no address"})
+			writeJSON(w, http.StatusBadRequest, problem{fmt.Sprintf("%q is no address", r.PathValue("ip"))})
 			return
 		}
 		if err := l.ReleaseLease(r.Context(), r.URL.Query().Get("network"), address); err != nil {
@@ -56,8 +58,13 @@ func (c *Client) Leases(ctx context.Context) ([]Lease, error) {
 	return get[[]Lease](ctx, c, "/v1/leases")
 }
 
-// ReleaseLease ends the pool lease of an address.
-func (c *Client) ReleaseLease(ctx context.Context, address netip.Addr) error {
+// ReleaseLease ends the pool lease of an address in a network, or in the only one that has it for "".
+// It returns when that is stored; ErrUnknown where there is no such lease.
+func (c *Client) ReleaseLease(ctx context.Context, network string, address netip.Addr) error {
+	path := "/v1/leases/" + url.PathEscape(address.String())
+	if network != "" {
+		path += "?network=" + url.QueryEscape(network)
+	}
 	var none struct{}
-	return c.do(ctx, http.MethodDelete, "/v1/leases/"+url.PathEscape(address.String()), nil, &none)
+	return c.do(ctx, http.MethodDelete, path, nil, &none)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"vragent/agent/internal/api"
 	"vragent/dhcp"
@@ -33,9 +35,37 @@ func (e *Engine) Leases(context.Context) []api.Lease {
 
 // ReleaseLease implements api.Leases.
 func (e *Engine) ReleaseLease(ctx context.Context, network string, address netip.Addr) error {
+	if network == "" {
+		var err error
+		if network, err = e.leasingNetwork(address); err != nil {
+			return err
+		}
+	}
 	err := e.DHCP.ReleaseLease(ctx, network, address)
 	if errors.Is(err, dhcp.ErrNoLease) {
-		return fmt.Errorf("a pool lease of %s is %w (a known VM's address is taken away by removing the VM)", address, api.ErrUnknown)
+		return noLease(address)
 	}
 	return err
+}
+
+// leasingNetwork returns the network that has a pool lease of an address. Tenants may use the same
+// addresses, and a lease that was not meant must not end.
+func (e *Engine) leasingNetwork(address netip.Addr) (string, error) {
+	var networks []string
+	for _, b := range e.DHCPTable.Bindings("") {
+		if b.Pool && b.IP == address && slices.Contains([]string{"offered", "bound", "declined"}, b.State) {
+			networks = append(networks, b.Network)
+		}
+	}
+	switch len(networks) {
+	case 0:
+		return "", noLease(address)
+	case 1:
+		return networks[0], nil
+	}
+	return "", fmt.Errorf("%s is leased in networks %s: name one by --network", address, strings.Join(networks, ", "))
+}
+
+func noLease(address netip.Addr) error {
+	return fmt.Errorf("%w: %s has no pool lease (a known VM's address is taken away by removing the VM)", api.ErrUnknown, address)
 }
