@@ -10,10 +10,10 @@
 # programs for tests, and this may be somebody's own machine.
 set -eu
 
-demo='iproute2 util-linux curl openssh-client isc-dhcp-client'
+demo='iproute2 util-linux curl openssh-client isc-dhcp-client busybox udhcpc'
 test="$demo
 	gcc libc6-dev git
-	busybox udhcpc dhcpcd-base systemd network-manager dbus cloud-init cloud-guest-utils
+	dhcpcd-base systemd network-manager dbus cloud-init cloud-guest-utils
 	wget rsync openssh-server acl vim-tiny tar tcpdump procps
 	python3 python3-cs slapd openssl zsh fish"
 bench="$test

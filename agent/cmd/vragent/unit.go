@@ -34,7 +34,7 @@ func writeUnits(w io.Writer, std stdio, units []api.Unit) error {
 		b.WriteString("\n" + line + "\n" + remarks(u))
 	}
 	if more > 0 {
-		b.WriteString("\nand " + some(more, "more unit") + ": -o json lists all\n")
+		b.WriteString("\nand " + count(more) + " more: vragent status -o json\n")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
