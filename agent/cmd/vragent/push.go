@@ -38,21 +38,21 @@ Exit status 0, or 1 with the reason.`,
 		if *mode != "merge" && *mode != "replace" {
 			return &exitError{exitUsage, fmt.Errorf("--mode is %q; it must be merge or replace", *mode)}
 		}
-		bundle, err := openBundle(args[0])
+		pack, err := openBundle(args[0])
 		if err != nil {
 			return err
 		}
-		defer bundle.Close()
+		// It is packed twice, for its sum and to be sent: a router has no room for a copy.
 		sum := sha256.New()
-		if _, err := io.Copy(sum, bundle); err != nil {
-			return fmt.Errorf("read %s: %w", args[0], err)
+		if err := pack(sum); err != nil {
+			return err
 		}
-		if _, err := bundle.Seek(0, io.SeekStart); err != nil {
-			return fmt.Errorf("read %s: %w", args[0], err)
-		}
+		r, w := io.Pipe()
+		defer r.Close()
+		go func() { w.CloseWithError(pack(w)) }()
 		daemon := opts.dial()
 		defer daemon.Close()
-		id, err := daemon.PushBundle(cmd.Context(), bundle, hex.EncodeToString(sum.Sum(nil)), *mode == "replace")
+		id, err := daemon.PushBundle(cmd.Context(), r, hex.EncodeToString(sum.Sum(nil)), *mode == "replace")
 		if err != nil {
 			return err
 		}
@@ -61,26 +61,31 @@ Exit status 0, or 1 with the reason.`,
 	return cmd
 }
 
-// openBundle opens an archive, or makes a temporary one of a folder, which goes when it is closed.
-func openBundle(path string) (*os.File, error) {
+// openBundle returns what writes the archive at path, or one of the folder that is there, the same at each
+// call unless it changes in between.
+func openBundle(path string) (pack func(io.Writer) error, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
-	if !info.IsDir() {
-		return os.Open(path)
+	if info.IsDir() {
+		// With --mode replace the wrong folder would empty the router.
+		_, networks := os.Stat(filepath.Join(path, "networks"))
+		_, vms := os.Stat(filepath.Join(path, "vms"))
+		if networks != nil && vms != nil {
+			return nil, fmt.Errorf("%s is no drop directory: it has neither networks nor vms", path)
+		}
+		return func(w io.Writer) error { return packFolder(w, path) }, nil
 	}
-	f, err := os.CreateTemp("", "vragent-push-*.tar")
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(os.Remove(f.Name()), packFolder(f, path)); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return func(w io.Writer) error {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = io.Copy(w, f)
+		return err
+	}, nil
 }
 
 // packFolder writes the drop directory at root as a tar. Hidden and temporary names are left out, as
@@ -168,7 +173,10 @@ func followJob(ctx context.Context, std stdio, daemon *api.Client, id string) er
 		}
 		if j.Note != "" && j.Note != note {
 			note = j.Note
-			fmt.Fprintln(std.err, "\nwaits for "+oneLine(note))
+			if std.color {
+				fmt.Fprintln(std.err) // below the bar
+			}
+			fmt.Fprintln(std.err, "waits for "+oneLine(note))
 		}
 		if j.State != "open" && std.color {
 			fmt.Fprintln(std.err)
