@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -59,7 +60,7 @@ func writeJobs(w io.Writer, std stdio, jobs []api.Job) error {
 		{title: "ID"}, {title: "STATE", paint: paint}, {title: "UNIT", names: true}, {title: "USER", names: true}, {title: "AGE", right: true},
 	}}
 	for _, j := range jobs {
-		t.add(j.ID, j.State, j.Unit, j.User, age(std.now(), j.Created))
+		t.add(j.ID, j.State, cmp.Or(j.Unit, j.Command), j.User, age(std.now(), j.Created))
 	}
 	return t.write(w, "")
 }
