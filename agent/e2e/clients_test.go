@@ -30,7 +30,7 @@ var clients = []client{
 		start: func(t *testing.T, g *nstest.Host) *nstest.Process {
 			return g.Start(t, "dhclient", "-d", "-v", "-pf", "/run/dhclient.pid", "-lf", leaseNote, "eth0")
 		},
-		lease: func(t *testing.T, g *nstest.Host) string { return g.ReadFile(t, leaseNote) },
+		lease: func(t *testing.T, g *nstest.Host) string { return tells(t, g, "cat", leaseNote) },
 		want: []string{
 			"fixed-address 10.1.1.34;", "dhcp-server-identifier 10.1.1.1;", "routers 10.1.1.1;", "domain-name-servers 10.1.1.53,10.1.1.54;",
 			`domain-name "cs1.internal";`, `host-name "web-1";`, "interface-mtu 1450;", "ntp-servers 10.1.1.9;",
@@ -40,7 +40,7 @@ var clients = []client{
 		name:  "udhcpc",
 		start: func(t *testing.T, g *nstest.Host) *nstest.Process { return udhcpc(t, g, "eth0", "-f") },
 		renew: syscall.SIGUSR1,
-		lease: func(t *testing.T, g *nstest.Host) string { return g.ReadFile(t, leaseNote+".eth0") },
+		lease: func(t *testing.T, g *nstest.Host) string { return tells(t, g, "cat", leaseNote+".eth0") },
 		want: []string{
 			"ip=10.1.1.34\n", "serverid=10.1.1.1\n", "router=10.1.1.1\n", "dns=10.1.1.53 10.1.1.54\n", "domain=cs1.internal\n",
 			"hostname=web-1\n", "mtu=1450\n", "ntpsrv=10.1.1.9\n", "search=cs1.internal example.net\n",
@@ -52,7 +52,7 @@ var clients = []client{
 			g.WriteFile(t, "/etc/dhcpcd.conf", "option interface_mtu, ntp_servers, host_name, domain_name_servers, domain_name, domain_search, classless_static_routes\n")
 			return g.Start(t, "dhcpcd", "-B", "-4", "--noarp", "--nohook", "resolv.conf", "--nohook", "hostname", "eth0")
 		},
-		lease: func(t *testing.T, g *nstest.Host) string { return g.Run(t, "dhcpcd", "-4", "-U", "eth0") },
+		lease: func(t *testing.T, g *nstest.Host) string { return tells(t, g, "dhcpcd", "-4", "-U", "eth0") },
 		want: []string{
 			"ip_address=10.1.1.34\n", "dhcp_server_identifier=10.1.1.1\n", "routers=10.1.1.1\n", "domain_name_servers=10.1.1.53 10.1.1.54\n",
 			"domain_name=cs1.internal\n", "host_name=web-1\n", "interface_mtu=1450\n", "ntp_servers=10.1.1.9\n", "domain_search=cs1.internal example.net\n",
@@ -71,7 +71,7 @@ var clients = []client{
 			return g.Start(t, "env", "SYSTEMD_LOG_TARGET=console", "/usr/lib/systemd/systemd-networkd")
 		},
 		lease: func(t *testing.T, g *nstest.Host) string {
-			return g.Run(t, "sh", "-c", "cat /run/systemd/netif/leases/*")
+			return tells(t, g, "sh", "-c", "cat /run/systemd/netif/leases/*")
 		},
 		want: []string{
 			"ADDRESS=10.1.1.34\n", "SERVER_ADDRESS=10.1.1.1\n", "ROUTER=10.1.1.1\n", "DNS=10.1.1.53 10.1.1.54\n", "DOMAINNAME=cs1.internal\n",
@@ -96,7 +96,7 @@ var clients = []client{
 			return g.Start(t, "NetworkManager", "--no-daemon")
 		},
 		lease: func(t *testing.T, g *nstest.Host) string {
-			return g.Run(t, "nmcli", "-f", "DHCP4", "device", "show", "eth0")
+			return tells(t, g, "nmcli", "-f", "DHCP4", "device", "show", "eth0")
 		},
 		want: []string{
 			"ip_address = 10.1.1.34\n", "dhcp_server_identifier = 10.1.1.1\n", "routers = 10.1.1.1\n", "domain_name_servers = 10.1.1.53 10.1.1.54\n",
@@ -114,14 +114,21 @@ func udhcpc(t *testing.T, g *nstest.Host, device string, args ...string) *nstest
 case "$1" in
 deconfig) ip -4 addr flush dev "$interface" ;;
 bound|renew)
+	env >`+leaseNote+`.$interface
 	ip -4 addr replace "$ip/$mask" dev "$interface"
 	[ -z "$router" ] || ip route replace default via "$router"
-	env >`+leaseNote+`.$interface
 esac
 exit 0
 `)
 	g.Run(t, "chmod", "755", script)
 	return g.Start(t, "udhcpc", append(args, "-i", device, "-s", script, "-t", "20", "-T", "1", "-O", "search", "-O", "mtu", "-O", "ntpsrv", "-O", "121")...)
+}
+
+// tells returns what a program of a guest says. Before the guest has its lease the program may fail.
+func tells(t *testing.T, g *nstest.Host, program string, args ...string) string {
+	t.Helper()
+	out, _ := g.Output(t, program, args...)
+	return out
 }
 
 // has waits until a guest's device has this address and no other.
