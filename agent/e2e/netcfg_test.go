@@ -110,7 +110,9 @@ func undisturbed(t *testing.T, g *nstest.Host, url string) (stop func()) {
 			}
 		}
 	})
-	return func() { cancel(); wg.Wait() }
+	stop = func() { cancel(); wg.Wait() }
+	t.Cleanup(stop) // for a test that fails before it gets there
+	return stop
 }
 
 func TestManagedAddressesComeAndGoWithTheirFile(t *testing.T) {

@@ -116,7 +116,7 @@ func (r *router) remove(t testing.TB, path string) {
 // wait waits until paths, or everything, has been judged, and returns what came of it.
 func (r *router) wait(t testing.TB, paths ...string) api.WaitResult {
 	t.Helper()
-	result, err := r.client.Wait(context.Background(), paths, 20*time.Second)
+	result, err := r.client.Wait(context.Background(), paths, 2*time.Minute)
 	if err != nil {
 		t.Fatalf("wait %v: %v", paths, err)
 	}

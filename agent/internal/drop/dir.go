@@ -283,7 +283,7 @@ func (d *Dir) listKind(kind Kind) ([]string, error) {
 // them, each once. A unit that is gone is among them too. The units count as
 // being worked on until the next call, see Barrier. The error is ctx's.
 func (d *Dir) Next(ctx context.Context, max int) ([]Unit, error) {
-	d.finishLast()
+	d.Done()
 	for {
 		if units := d.takeReady(max); len(units) > 0 {
 			return units, nil

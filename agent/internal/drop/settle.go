@@ -166,9 +166,11 @@ func (d *Dir) check(u Unit) error {
 	return err
 }
 
-// finishLast drops the units of the last Next, but for those that have changed
-// since.
-func (d *Dir) finishLast() {
+// Done says that the units of the last Next have been dealt with, so that
+// Barrier counts them as being worked on no longer, but for those that have
+// changed since. Next says the same; who tells others that the work is done
+// calls Done first.
+func (d *Dir) Done() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()

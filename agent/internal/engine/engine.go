@@ -230,6 +230,8 @@ func (e *Engine) take(ctx context.Context, units []drop.Unit) {
 			e.closeWaiters(began, c.Unit)
 		}
 	}
+	// In this order: whoever is woken asks drop what is still open, and must not be told of this batch.
+	e.Dir.Done()
 	e.announce()
 }
 

@@ -3,10 +3,12 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -331,6 +333,49 @@ func TestPasswordIsTakenOnce(t *testing.T) {
 	if p, ok := again.Password("web"); !ok || p != "other" {
 		t.Errorf("new password after a late acknowledgement = %q, %v", p, ok)
 	}
+}
+
+func TestWaitHearsOfTheEndOfEveryBatch(t *testing.T) {
+	r := newRig(t, t.TempDir())
+	r.drop(t, "networks/g.yaml", netFile)
+	r.drop(t, "vms/web/vm.yaml", vmFile)
+	// Many waits at once, so that they begin at every moment of a batch.
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				if _, err := r.Wait(ctx, nil); err != nil {
+					t.Errorf("wait: %v", err)
+				}
+				cancel()
+			}
+		})
+	}
+	for i := range 300 {
+		if err := os.WriteFile(r.path+"/drop/vms/web/user-data", []byte(fmt.Sprint(i)), 0o660); err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		if _, err := r.Wait(ctx, nil); err != nil {
+			t.Errorf("wait after change %d: %v", i, err)
+		}
+		cancel()
+		if got := r.served(t, "10.1.1.5")["user-data"]; got != fmt.Sprint(i) {
+			t.Errorf("after the wait %q is served, want %d", got, i)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
 }
 
 func TestSwapByTwoFilesServesBoth(t *testing.T) {
