@@ -17,12 +17,12 @@ import (
 // TestCommandsOfARunningDaemon is what an operator sees, and what scripts go by.
 func TestCommandsOfARunningDaemon(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go")
+	need(t, "setpriv")
 	r := newRouter(t)
-	binary := buildDaemon(t)
 	// vragent runs a command and returns what it writes to standard output, its only line on standard
 	// error, and its exit status.
 	vragent := func(args ...string) (stdout, stderr string, status int) {

@@ -15,14 +15,14 @@ import (
 // is ready again is what lies in the drop directory, or the last good content where that is bad.
 func TestKilledDaemon(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go")
-	const n, rounds = 200, 4
+	need(t, "setpriv")
+	const n, rounds = 200, 3
 	r := newRouter(t)
 	r.logLevel(t, "info")
-	binary := buildDaemon(t)
 	g := r.guest(t, "g", "eth0", macA)
 	r.AddAddr(t, "eth0", "10.1.0.1/16")
 	samples := []int{0, 1, n / 2, n - 2, n - 1}

@@ -27,21 +27,6 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-// buildDaemon returns the program, built for this test.
-func buildDaemon(t *testing.T) string {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "vragent")
-	if out, err := exec.Command("go", "build", "-o", binary, "vragent/agent/cmd/vragent").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	for dir := filepath.Dir(binary); dir != os.TempDir(); dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil { // for other users too
-			t.Fatal(err)
-		}
-	}
-	return binary
-}
-
 // startAs starts the daemon by way of setpriv, and returns once it is ready.
 func (r *router) startAs(t *testing.T, binary string, setpriv ...string) *nstest.Process {
 	t.Helper()
@@ -71,12 +56,12 @@ func end(t *testing.T, p *nstest.Process) {
 // TestDaemonWithoutNetAdmin: what needs the power is rejected and says so, everything else is served.
 func TestDaemonWithoutNetAdmin(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go")
+	need(t, "setpriv")
 	r := newRouter(t)
-	binary := buildDaemon(t)
 	g := r.guest(t, "a", "eth0", macA)
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	p := r.startAs(t, binary, "--bounding-set", "-net_admin")
@@ -129,15 +114,15 @@ func TestDaemonWithoutNetAdmin(t *testing.T) {
 // files with a umask that leaves others nothing.
 func TestDaemonAsItsOwnUser(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go", "dhclient", "getfacl")
+	need(t, "setpriv", "dhclient", "setfacl")
 	if ids, err := os.ReadFile("/proc/self/uid_map"); err != nil || strings.Fields(string(ids))[2] == "1" {
 		t.Skip("only root can bring other users into the test's namespace")
 	}
 	r := newRouter(t)
-	binary := buildDaemon(t)
 	const id = "64123"
 	for file, line := range map[string]string{"/etc/group": "vragent:x:" + id + ":\n", "/etc/passwd": "vragent:x:" + id + ":" + id + "::/:/bin/false\n"} {
 		f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
