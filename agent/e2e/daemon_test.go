@@ -42,12 +42,11 @@ func (r *router) edit(t *testing.T, old, new string) {
 
 func TestDaemonTellsFaultsOfItsConfigurationInOneLine(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "go")
 	r := newRouter(t)
-	binary := buildDaemon(t)
 	for name, test := range map[string]struct{ more, api, want string }{
 		"unknown key":         {more: "public_interfaces: eth2\n", want: "/agent.yaml:5:1: "},
 		"wrong type":          {more: "metadata: {guest_rate: fast}\n", want: "/agent.yaml:5:24: "},
@@ -86,12 +85,12 @@ func TestDaemonTellsFaultsOfItsConfigurationInOneLine(t *testing.T) {
 
 func TestDaemonReloadsOnHangupAndEndsOnTermination(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go")
+	need(t, "setpriv")
 	r := newRouter(t)
-	binary := buildDaemon(t)
 	g := r.guest(t, "a", "eth0", macA)
 	uplink := nstest.NewHost(t, "uplink")
 	nstest.Pair(t, r.Host, "eth2", uplink, "eth0")

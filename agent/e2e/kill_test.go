@@ -126,10 +126,11 @@ func overSocket(path string) *http.Client {
 
 func TestAcknowledgedPushesOutliveKills(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go")
+	need(t, "setpriv")
 	const pushers, vmsOfEach = 20, 2
 	var units []*pushed
 	var addresses []string
@@ -138,7 +139,6 @@ func TestAcknowledgedPushesOutliveKills(t *testing.T) {
 		addresses = append(addresses, units[i].ip)
 	}
 	r, guests := killed(t, addresses...)
-	binary := buildDaemon(t)
 	p := r.startAs(t, binary)
 	r.put(t, "networks/guest-1.yaml", network+"pin_neighbors: false\n")
 	r.applied(t)
@@ -146,6 +146,7 @@ func TestAcknowledgedPushesOutliveKills(t *testing.T) {
 	// A guest must never see the host name of one push with the user data of another.
 	watch, stopWatch := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
+	t.Cleanup(func() { stopWatch(); watching.Wait() }) // where the test ends early
 	seen := 0
 	watching.Go(func() {
 		for i := 0; watch.Err() == nil; i = (i + 1) % len(units) {
@@ -226,14 +227,14 @@ func TestAcknowledgedPushesOutliveKills(t *testing.T) {
 				}
 			})
 		}
-		if killAfter > 0 {
-			<-enough
-			crash(t, p)
-			pushing.Wait()
-		} else {
-			pushing.Wait()
-			crash(t, p) // most jobs are still open
+		all := make(chan struct{})
+		go func() { pushing.Wait(); close(all) }()
+		select {
+		case <-enough:
+		case <-all: // many jobs are still open
 		}
+		crash(t, p)
+		<-all
 		p = r.startAs(t, binary)
 		check()
 	}
@@ -256,14 +257,14 @@ func TestAcknowledgedPushesOutliveKills(t *testing.T) {
 
 func TestDroppedFilesOutliveKills(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t)
 	if !nstest.Enter(t) {
 		return
 	}
-	need(t, "setpriv", "go")
+	need(t, "setpriv")
 	names := []string{"renamed", "written", "held", "broken"}
 	r, guests := killed(t, "10.1.1.10", "10.1.1.11", "10.1.1.12", "10.1.1.13")
 	renamed, written, held, broken := guests[0], guests[1], guests[2], guests[3]
-	binary := buildDaemon(t)
 	p := r.startAs(t, binary)
 	r.put(t, "networks/guest-1.yaml", network+"pin_neighbors: false\n")
 	definition := func(i int, hostname string) string {
@@ -290,6 +291,7 @@ func TestDroppedFilesOutliveKills(t *testing.T) {
 	// What a guest sees is complete, and never older than what it has seen before.
 	watch, stopWatch := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
+	t.Cleanup(func() { stopWatch(); watching.Wait() }) // where the test ends early
 	for i, guest := range []*http.Client{renamed, written} {
 		watching.Go(func() {
 			for last := 0; watch.Err() == nil; {
