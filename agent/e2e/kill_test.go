@@ -31,7 +31,13 @@ func killed(t *testing.T, addresses ...string) (r *router, clients []*http.Clien
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	for _, a := range addresses {
 		g.AddAddr(t, "eth0", a+"/24")
-		clients = append(clients, clientAt(g, a))
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(a)}}
+		clients = append(clients, &http.Client{Timeout: waitTime, Transport: &http.Transport{
+			DisableKeepAlives: true, // with connections to keep it may still be dialing when the test ends
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				return g.Dial(ctx, dialer, network, addr)
+			},
+		}})
 	}
 	return r, clients
 }
