@@ -22,25 +22,28 @@ import (
 	"vragent/netcfg/nstest"
 )
 
-// TestFigures prints what the whole agent costs, as a process of its own:
+// The figures of the whole agent, as a process of its own:
 //
 //	VRAGENT_FIGURES=1 go test -count=1 -v -run '^TestFigures' ./agent/e2e
-func TestFigures(t *testing.T) {
+
+// figuresRouter returns a router with a large network, a host on it that stands for all guests, and
+// the daemon's binary; or nil where no figures are wanted, or the test runs elsewhere.
+func figuresRouter(t *testing.T) (r *router, g *nstest.Host, binary string) {
+	t.Helper()
 	if os.Getenv("VRAGENT_FIGURES") == "" {
 		t.Skip("set VRAGENT_FIGURES=1")
 	}
 	if !nstest.Enter(t) {
-		return
+		return nil, nil, ""
 	}
-	binary := filepath.Join(t.TempDir(), "vragent")
+	binary = filepath.Join(t.TempDir(), "vragent")
 	if out, err := exec.Command("go", "build", "-o", binary, "vragent/agent/cmd/vragent").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	r := newRouter(t)
-	g := r.guest(t, "g", "eth0", macA)
+	r = newRouter(t)
+	g = r.guest(t, "g", "eth0", macA)
 	r.AddAddr(t, "eth0", "10.0.0.1/8")
 	g.AddAddr(t, "eth0", "10.0.0.2/8")
-	r.configure(t, "")
 	text, err := os.ReadFile(r.config)
 	if err != nil {
 		t.Fatal(err)
@@ -49,10 +52,27 @@ func TestFigures(t *testing.T) {
 	if err := os.WriteFile(r.config, append(text, "metadata: {guest_rate: 0}\n"...), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	return r, g, binary
+}
+
+// figures is a table that is printed when the test ends.
+func figures(t *testing.T) *tabwriter.Writer {
 	var table bytes.Buffer
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "what\tVMs\tfigure\tbar")
+	t.Cleanup(func() {
+		w.Flush()
+		fmt.Printf("\n%s\n", table.String())
+	})
+	return w
+}
 
+func TestFiguresOfChanges(t *testing.T) {
+	r, g, binary := figuresRouter(t)
+	if r == nil {
+		return
+	}
+	w := figures(t)
 	d := startDaemon(t, r, binary)
 	r.put(t, "networks/g.yaml", figuresNetwork)
 	var cpu []float64
@@ -81,9 +101,15 @@ func TestFigures(t *testing.T) {
 	fmt.Fprintf(w, "largest of the three by the smallest\t\t%.2f\t1.5\n", slices.Max(cpu)/slices.Min(cpu))
 	fmt.Fprintf(w, "resident memory\t%d\t%d MB\t\n", have, d.rss(t)>>20)
 	d.stop(t)
+}
 
-	r = r.anew(t)
-	d = startDaemon(t, r, binary)
+func TestFiguresOfStarts(t *testing.T) {
+	r, _, binary := figuresRouter(t)
+	if r == nil {
+		return
+	}
+	w := figures(t)
+	d := startDaemon(t, r, binary)
 	r.put(t, "networks/g.yaml", figuresNetwork)
 	r.unpack(t, 10_000, 500)
 	d.stop(t)
@@ -96,15 +122,22 @@ func TestFigures(t *testing.T) {
 	}
 	slices.Sort(starts)
 	fmt.Fprintf(w, "start until READY=1, nothing changed, median of 5\t10000\t%.2f s\t1 s\n", starts[2])
+}
 
-	r = r.anew(t)
-	d = startDaemon(t, r, binary)
+func TestFiguresOfMemory(t *testing.T) {
+	r, g, binary := figuresRouter(t)
+	if r == nil {
+		return
+	}
+	w := figures(t)
+	d := startDaemon(t, r, binary)
 	r.put(t, "networks/g.yaml", figuresNetwork)
 	r.unpack(t, 1000, 32<<10)
-	clients := make([]*http.Client, 1000)
+	clients := make([]*http.Client, 200) // the kernel keeps 1,024 neighbors
 	for i := range clients {
 		g.Run(t, "ip", "addr", "replace", vmAddress(i)+"/8", "dev", "eth0")
 		clients[i] = clientAt(g, vmAddress(i))
+		clients[i].Transport.(*http.Transport).DisableKeepAlives = true // as curl and cloud-init do
 	}
 	for i := range 10_000 {
 		if got := get(t, clients[i%len(clients)], "http://10.0.0.1/latest/user-data"); len(got) != 32<<10 {
@@ -113,8 +146,6 @@ func TestFigures(t *testing.T) {
 	}
 	fmt.Fprintf(w, "resident memory with 32 KB of user data each, after 10,000 requests\t1000\t%d MB\t40 MB\n", d.rss(t)>>20)
 	d.stop(t)
-	w.Flush()
-	fmt.Printf("\n%s\n", table.String())
 }
 
 // figuresNetwork pins no neighbors: here all guests are one host with one MAC.
@@ -163,17 +194,6 @@ func (r *router) unpack(t *testing.T, n, userData int) {
 	if res, err := r.client.Wait(t.Context(), nil, 5*time.Minute); err != nil || res.State != api.Applied {
 		t.Fatalf("wait: %v, %v", res.State, err)
 	}
-}
-
-// anew returns the router with empty folders.
-func (r *router) anew(t *testing.T) *router {
-	t.Helper()
-	for _, dir := range []string{r.drop, r.dir + "/state"} {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return r
 }
 
 // daemon is an agent that is a process of its own.
