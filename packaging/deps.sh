@@ -15,15 +15,22 @@ test="$demo
 	gcc libc6-dev git
 	dhcpcd-base systemd network-manager dbus cloud-init cloud-guest-utils
 	wget rsync openssh-server acl vim-tiny tar tcpdump procps
-	python3 python3-cs slapd openssl zsh fish"
+	python3 python3-cs python3-libcloud slapd openssl zsh fish
+	isc-dhcp-relay dnsmasq-base kea-admin qemu-system-x86 ipxe-qemu
+	prometheus chromium"
 bench="$test
-	wrk nginx-light apache2"
+	wrk nginx-light apache2 kea-dhcp4-server isc-dhcp-server"
 trial='lintian systemd iproute2 procps libcap2-bin man-db acl'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service
 	NetworkManager-dispatcher.service NetworkManager-wait-online.service
-	nginx.service apache2.service apache-htcacheclean.service'
+	isc-dhcp-relay.service prometheus.service prometheus-node-exporter.service
+	prometheus-node-exporter-apt.timer prometheus-node-exporter-smartmon.timer
+	prometheus-node-exporter-nvme.timer prometheus-node-exporter-mellanox-hca-temp.timer
+	prometheus-node-exporter-ipmitool-sensor.timer
+	nginx.service apache2.service apache-htcacheclean.service
+	kea-dhcp4-server.service isc-dhcp-server.service'
 
 case "${1:-}" in
 demo) wanted=$demo ;;
