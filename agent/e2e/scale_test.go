@@ -58,6 +58,7 @@ func archiveVMs(t *testing.T, name string, n int) {
 // tenant's guest goes on reading.
 func TestTenThousandVMsComeAndGo(t *testing.T) {
 	t.Parallel()
+	binary := buildDaemon(t) // without the race detector, which would be most of the time
 	if !nstest.Enter(t) {
 		return
 	}
@@ -69,8 +70,8 @@ func TestTenThousandVMsComeAndGo(t *testing.T) {
 	r.AddAddr(t, "eth1", "10.2.1.1/24")
 	g.AddAddr(t, "eth0", largeIP(n-1)+"/16")
 	other.AddAddr(t, "eth0", "10.2.1.34/24")
-	r.logLevel(t, "warn")
-	r.start(t)
+	r.logLevel(t, "info")
+	p := r.startAs(t, binary)
 	r.put(t, "networks/large.yaml", largeNetwork)
 	r.put(t, "networks/other.yaml", "interface: eth1\ngateway: 10.2.1.1/24\n")
 	r.put(t, "vms/other/user-data", "I am other")
@@ -108,6 +109,7 @@ func TestTenThousandVMsComeAndGo(t *testing.T) {
 	if got, err := curl(t, g, "http://10.1.0.1/latest/user-data"); err != nil || got != "again" {
 		t.Errorf("user-data of a VM dropped after all were removed = %q, %v", got, err)
 	}
+	end(t, p)
 }
 
 // TestFoldersBeyondTheKernelsWatches: where the kernel gives no more watches the rest is scanned.
