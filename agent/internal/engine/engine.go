@@ -449,12 +449,14 @@ func (e *Engine) Rescan() {
 	e.Dir.Again(units)
 }
 
-// Alive returns when the engine can be spoken to.
+// Alive returns when the engine can be spoken to: when neither placing nor the writer of its state
+// holds on to what the other needs.
 func (e *Engine) Alive() {
-	e.placing.Lock()
-	e.placing.Unlock() //nolint:staticcheck // that it could be taken is the answer
-	e.mu.Lock()
-	e.mu.Unlock() //nolint:staticcheck // likewise
+	for _, lock := range []sync.Locker{&e.placing, &e.mu} {
+		lock.Lock()
+		//lint:ignore SA2001 that it could be taken is the answer
+		lock.Unlock()
+	}
 }
 
 // GuestSide tells whether an address of this router, or a device, is one that guests are served on:
