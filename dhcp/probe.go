@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -124,14 +125,14 @@ const (
 
 // prober keeps the reserve of probed addresses of a port's pool, and the requests that wait for it.
 type prober struct {
-	started bool // under Server.mu
+	started *atomic.Bool // by the server, once
 	wake    chan struct{}
 	mu      *sync.Mutex
 	waiting map[MAC]Packet
 }
 
 func newProber() prober {
-	return prober{wake: make(chan struct{}, 1), mu: new(sync.Mutex), waiting: make(map[MAC]Packet)}
+	return prober{started: new(atomic.Bool), wake: make(chan struct{}, 1), mu: new(sync.Mutex), waiting: make(map[MAC]Packet)}
 }
 
 // wait keeps a request, the newest of each client, until there is a probed address. It reports false

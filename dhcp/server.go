@@ -34,6 +34,7 @@ type Server struct {
 	past   *history
 	inbox  sync.Pool
 	count  counters
+	wake   chan struct{} // a port needs its prober
 
 	mu         sync.Mutex
 	running    bool
@@ -69,7 +70,7 @@ func NewServer(t *Table, opts ServerOptions) *Server {
 		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, past: newHistory(),
 		inbox:  sync.Pool{New: func() any { return newInbox() }},
 		wanted: make(map[int]Device), open: make(map[int]*port), faults: make(map[int]Fault),
-		exhausted: make(map[string]*backoff),
+		exhausted: make(map[string]*backoff), wake: make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -144,6 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 			journal.Wait()
 			return nil
 		case <-retry.C:
+		case <-s.wake:
 		}
 		s.readLeases()
 		s.mu.Lock()
@@ -203,8 +205,8 @@ func (s *Server) reconcile() {
 		delete(s.faults, index)
 	}
 	for index, p := range s.open {
-		if !p.prober.started && s.table.probes(p.device.Load()) {
-			p.prober.started = true
+		if !p.prober.started.Load() && s.table.probes(p.device.Load()) {
+			p.prober.started.Store(true)
 			s.tasks.Go(func() { s.runProber(index, p) })
 		}
 	}
@@ -353,6 +355,12 @@ func (w *worker) respond(device *Device, packet *Packet) {
 	s, r := w.server, &w.request
 	reply, err := s.table.answer(&w.answers, r, device, packet, w.out.next())
 	if err == ErrProbing && w.port.prober.wait(r.mac, packet) {
+		if !w.port.prober.started.Load() { // the network has a pool since a moment ago
+			select {
+			case s.wake <- struct{}{}:
+			default:
+			}
+		}
 		return // it is heard again
 	}
 	e := newExchange(device, r, packet, &reply, err)

@@ -218,3 +218,31 @@ func TestFloodIsCountedAndOthersAreServed(t *testing.T) {
 	}
 	l.waitAnswer(web, "DISCOVER", "OFFER")
 }
+
+// TestPerfdhcpGetsUniqueAddresses has perfdhcp bind many clients at once and compare their addresses.
+func TestPerfdhcpGetsUniqueAddresses(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	l, load := newLab(t, ServerOptions{Leases: &memoryLeases{}})
+	load.AddAddr(t, "eth0", "10.1.1.2/24")
+	l.table.SetNetwork(poolNetwork(50, func(n *Network) { n.Pool.Probe = true }))
+	for name, args := range map[string][]string{
+		"rate":      {"-4", "-u", "-R", "1000000", "-r", "40", "-n", "40", "-W", "500000", "-l", "10.1.1.2", "10.1.1.1"},
+		"avalanche": {"-4", "-s", "7", "--scenario", "avalanche", "-R", "10", "-b", "mac=02:00:00:aa:00:00", "-l", "10.1.1.2", "10.1.1.1"},
+	} {
+		out, err := load.Output(t, "perfdhcp", args...)
+		if err != nil || name == "rate" && strings.Count(out, "non unique addresses: 0") != 2 {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+	used := map[netip.Addr]bool{}
+	for _, b := range l.table.Bindings("guest-1") {
+		if b.State == "bound" {
+			used[b.IP] = true
+		}
+	}
+	if len(used) < 41 || len(used) > 50 {
+		t.Errorf("%d addresses are bound, by 40 clients and up to 10 others", len(used))
+	}
+}

@@ -299,9 +299,14 @@ func (l *lab) perfdhcp(hosts int, args ...string) load {
 	return r
 }
 
+// runLimit ends a run of perfdhcp that does not end by itself, as an avalanche that a server does not bear.
+const runLimit = 45 * time.Second
+
 func (l *lab) run(args []string) string {
 	args = append([]string{"LD_PRELOAD=" + l.shim, "perfdhcp", "-4", "-l", clientIP.String()}, args...)
-	cmd := l.load.Command(context.Background(), "env", append(args, serverIP.String())...)
+	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+	defer cancel()
+	cmd := l.load.Command(ctx, "env", append(args, serverIP.String())...)
 	out, _ := cmd.CombinedOutput() // its status tells of lost packets, which are counted anyhow
 	return string(out)
 }
@@ -311,6 +316,9 @@ func (l *lab) avalanche(clients int) string {
 	out := l.run([]string{"--scenario", "avalanche", "-R", strconv.Itoa(clients)})
 	if match := regexp.MustCompile(`(?m)^.*took ([\d.:]+ ?\w*).*$`).FindStringSubmatch(out); match != nil {
 		return strings.TrimSpace(match[0])
+	}
+	if out == "" {
+		return fmt.Sprintf("not over after %v", runLimit)
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	return strings.Join(lines[max(0, len(lines)-3):], " | ")
