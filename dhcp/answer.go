@@ -2,7 +2,6 @@ package dhcp
 
 import (
 	"bytes"
-	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -543,6 +542,3 @@ func (n *network) bootFile(r *request) ([]byte, bool) {
 	}
 	return nil, false
 }
-
-// transaction returns xid.
-func (r *request) transaction() uint32 { return binary.BigEndian.Uint32(r.header[offsetXID:]) }

@@ -72,7 +72,6 @@ var cookie = [4]byte{99, 130, 83, 99}
 type request struct {
 	kind      dhcpv4.MessageType // MessageTypeNone is BOOTP
 	flags     uint16
-	hops      byte
 	mac       MAC
 	ciaddr    netip.Addr // the zero Addr where the field is 0.0.0.0, as everywhere here
 	giaddr    netip.Addr
@@ -114,7 +113,6 @@ func (r *request) parse(message []byte) error {
 		return ErrHardware
 	}
 	r.header = message[:offsetCookie]
-	r.hops = message[3]
 	r.flags = binary.BigEndian.Uint16(message[offsetFlags:])
 	r.ciaddr = addrAt(message, offsetCIAddr)
 	r.giaddr = addrAt(message, offsetGIAddr)

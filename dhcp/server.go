@@ -35,7 +35,9 @@ type Server struct {
 	inbox  sync.Pool
 	count  counters
 	wake   chan struct{} // a port needs its prober
+	quiet  quiet
 
+	// Workers never take mu: it is held while a socket is closed, which waits for its worker.
 	mu         sync.Mutex
 	running    bool
 	wanted     map[int]Device // by index; those with networks only
@@ -43,7 +45,6 @@ type Server struct {
 	faults     map[int]Fault // by index
 	storeErr   error         // why leases cannot be read or stored
 	storeSince time.Time
-	exhausted  map[string]*backoff
 	tasks      sync.WaitGroup // of ports
 }
 
@@ -70,7 +71,7 @@ func NewServer(t *Table, opts ServerOptions) *Server {
 		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, past: newHistory(),
 		inbox:  sync.Pool{New: func() any { return newInbox() }},
 		wanted: make(map[int]Device), open: make(map[int]*port), faults: make(map[int]Fault),
-		exhausted: make(map[string]*backoff), wake: make(chan struct{}, 1),
+		quiet: quiet{logged: make(map[string]*backoff)}, wake: make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -437,7 +438,7 @@ func (s *Server) note(mac MAC, e *exchange) {
 	case e.message == dhcpv4.MessageTypeDecline && e.why == ErrNoReply:
 		s.log.Warn("a client declined its address, something else answers for it", "network", e.network,
 			"device", e.device, "mac", mac.String(), "ip", e.address.String())
-	case e.why == ErrExhausted && s.worthLogging(e.network, e.time):
+	case e.why == ErrExhausted && s.quiet.worthLogging(e.network, e.time):
 		s.log.Warn("the pool has no free address", "network", e.network, "device", e.device, "mac", mac.String())
 	case s.log.Enabled(context.Background(), slog.LevelDebug):
 		s.log.Debug("dhcp", "network", e.network, "device", e.device, "mac", mac.String(),
@@ -463,15 +464,21 @@ const (
 	backoffLast  = time.Hour
 )
 
+// quiet spaces out the log lines about exhausted pools.
+type quiet struct {
+	mu     sync.Mutex
+	logged map[string]*backoff // by network
+}
+
 // worthLogging reports whether a network's exhausted pool is to be logged now: at first, then at growing
 // intervals while it lasts.
-func (s *Server) worthLogging(network string, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.exhausted[network]
+func (q *quiet) worthLogging(network string, now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := q.logged[network]
 	if b == nil {
 		b = &backoff{}
-		s.exhausted[network] = b
+		q.logged[network] = b
 	}
 	if now.Before(b.next) {
 		return false

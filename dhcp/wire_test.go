@@ -246,3 +246,46 @@ func TestPerfdhcpGetsUniqueAddresses(t *testing.T) {
 		t.Errorf("%d addresses are bound, by 40 clients and up to 10 others", len(used))
 	}
 }
+
+// TestDevicesComeAndGoUnderAFlood closes and opens a port while its worker is busy with an exhausted pool:
+// neither waits for the other for ever.
+func TestDevicesComeAndGoUnderAFlood(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	l, guest := newLab(t, ServerOptions{Leases: &memoryLeases{}})
+	l.table.SetNetwork(poolNetwork(1))
+	guest.AddAddr(t, "eth0", "10.1.1.77/24")
+	var conn *net.UDPConn
+	var err error
+	guest.Do(t, func() { conn, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IP{10, 1, 1, 77}, Port: 68}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stop, done := make(chan struct{}), make(chan struct{})
+	packet := message(t, nobody, dhcpv4.MessageTypeDiscover).ToBytes()
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			binary.BigEndian.PutUint32(packet[offsetCHAddr+2:], uint32(i))
+			_, _ = conn.WriteToUDP(packet, &net.UDPAddr{IP: net.IP{10, 1, 1, 1}, Port: 67}) // nobody may listen now
+		}
+	}()
+	device := l.device("eth0", "guest-1")
+	for range 30 {
+		before := l.server.Stats().Messages["DISCOVER"]["silent"]
+		nstest.Poll(t, 20*time.Second, "the flood to be heard", func() bool {
+			return l.server.Stats().Messages["DISCOVER"]["silent"] > before
+		})
+		l.server.SetDevices(nil)
+		l.server.SetDevices([]Device{device})
+	}
+	close(stop)
+	<-done
+}
