@@ -298,9 +298,10 @@ func requestedAddress(r *request, n *network) (netip.Addr, error) {
 }
 
 // releasedToUs takes the identifier of any network that is served on the device: who releases on a
-// client's behalf may know another of our addresses.
+// client's behalf may know another of our addresses. A RELEASE without one, which RFC 2131, table 5,
+// does not allow and systemd-networkd sends, is ours if the lease is: address and MAC decide then.
 func (t *Table) releasedToUs(r *request, d *Device, n *network) bool {
-	if n.choseUs(r) {
+	if !r.hasServerID || n.choseUs(r) {
 		return true
 	}
 	for _, name := range d.Networks {

@@ -576,3 +576,12 @@ func TestSelectingIsAnsweredThroughARelayedPool(t *testing.T) {
 		t.Errorf("reply = %+v, %v", reply, err)
 	}
 }
+
+func TestReleaseWithoutAServerIdentifierEndsTheLease(t *testing.T) {
+	d := newDesk(t, poolNetwork(1))
+	d.bind(stranger(1))
+	d.ask(stranger(1), dhcpv4.MessageTypeRelease, using("10.1.1.200"), dhcpv4.WithoutOption(dhcpv4.OptionServerIdentifier))
+	if got := d.bind(stranger(2)); got != addr("10.1.1.200") {
+		t.Errorf("after the release of systemd-networkd the only address goes to nobody: %v", got)
+	}
+}
