@@ -55,6 +55,8 @@ func (d door) Put(ctx context.Context, changes []cloudstack.Change) error {
 	return d.engine.Put(ctx, list)
 }
 
+func (d door) Forget(_ context.Context, units []string) error { return d.engine.Forget(units) }
+
 func (d door) Settle(ctx context.Context, units []string) ([]cloudstack.Verdict, error) {
 	list, err := d.engine.Settle(ctx, units)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"path"
 	"slices"
 	"strings"
@@ -37,6 +38,9 @@ type Door interface {
 	Judge(ctx context.Context, changes []Change) ([]Verdict, error)
 	// Put writes the changes, which are of different units, and returns when they are durable.
 	Put(ctx context.Context, changes []Change) error
+	// Forget drops the records of passwords that guests have taken under the names of units, which
+	// are other VMs' from now on.
+	Forget(ctx context.Context, units []string) error
 	// Settle waits until the units have been judged as they lie there, and are in force if they can
 	// be, and returns what became of each, in the order of units.
 	Settle(ctx context.Context, units []string) ([]Verdict, error)
@@ -68,6 +72,9 @@ type Result struct {
 // Dialect takes files of a management server in. It is safe for concurrent use; files are taken in
 // one after the other, in the order of the calls.
 type Dialect struct {
+	// Links lists the devices of the router; net.Interfaces unless it is set before the first call.
+	Links func() ([]net.Interface, error)
+
 	door  Door
 	store Store
 	log   *slog.Logger
@@ -87,7 +94,7 @@ func New(door Door, store Store, log *slog.Logger) (*Dialect, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	d := &Dialect{
-		door: door, store: store, log: log,
+		Links: net.Interfaces, door: door, store: store, log: log,
 		turn: make(chan struct{}, 1), memory: NewMemory(), changed: make(chan struct{}), gen: uint64(time.Now().UnixNano()),
 	}
 	err := store.Each("", func(key string, value []byte) error {
@@ -149,7 +156,11 @@ func (d *Dialect) take(ctx context.Context, events []Event, at []int, results []
 	if len(events) == 0 {
 		return nil
 	}
-	step := d.memory.Fold(events...)
+	around, err := d.surrounded(events)
+	if err != nil {
+		return err
+	}
+	step := d.memory.Fold(around...)
 	units, refused, err := d.put(ctx, step)
 	if err != nil {
 		return err
@@ -160,7 +171,7 @@ func (d *Dialect) take(ctx context.Context, events []Event, at []int, results []
 			return err
 		}
 		if len(events) == 1 {
-			results[at[0]].worsen(verdicts)
+			results[at[0]].worsen(append(verdicts, d.memory.waiting(events[0])...))
 			return nil
 		}
 		return d.attribute(events, at, results, verdicts)
@@ -177,6 +188,24 @@ func (d *Dialect) take(ctx context.Context, events []Event, at []int, results []
 	return nil
 }
 
+// surrounded returns events as they stand among the router's devices, which come first where an
+// event depends on them.
+func (d *Dialect) surrounded(events []Event) ([]Event, error) {
+	if !slices.ContainsFunc(events, Event.ofRouter) {
+		return events, nil
+	}
+	list, err := d.Links()
+	if err != nil {
+		return nil, fmt.Errorf("devices of the router: %w", err)
+	}
+	out := append(make([]Event, 0, len(events)+1), Event{body: links(list)})
+	for _, e := range events {
+		e.body = links(list).resolve(e.body)
+		out = append(out, e)
+	}
+	return out, nil
+}
+
 // attribute tells for each of many events what became of the units that it concerns by itself.
 func (d *Dialect) attribute(events []Event, at []int, results []Result, verdicts []Verdict) error {
 	byUnit := make(map[string]Verdict)
@@ -185,11 +214,12 @@ func (d *Dialect) attribute(events []Event, at []int, results []Result, verdicts
 			byUnit[v.Unit] = v
 		}
 	}
-	if len(byUnit) == 0 {
-		return nil
-	}
 	for i := range events {
-		var own []Verdict
+		own := d.memory.waiting(events[i])
+		if len(byUnit) == 0 {
+			results[at[i]].worsen(own)
+			continue
+		}
 		// Folded again, alone, it names its units; the memory says where they are by now.
 		for _, c := range d.memory.Fold(events[i]).Changes() {
 			if v, ok := byUnit[c.Unit]; ok {
@@ -264,6 +294,11 @@ func (d *Dialect) put(ctx context.Context, step *Step) (units []string, refused 
 	values, err := step.values()
 	if err != nil {
 		return nil, nil, err
+	}
+	if len(step.anew) > 0 {
+		if err := d.door.Forget(ctx, step.anew); err != nil {
+			return nil, nil, err
+		}
 	}
 	if len(values) > 0 {
 		if err := d.store.Commit(values); err != nil {

@@ -1,8 +1,10 @@
 package cloudstack
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -288,6 +290,9 @@ func TestUserData(t *testing.T) {
 		{"binary", `"H4sIAP8="`, "\x1f\x8b\x08\x00\xff"},
 		{"null is an empty file", `null`, ""},
 		{"empty is none", `""`, "none"},
+		{"behind its end", `"aGVsbG8=aGVsbG8="`, "hello"},
+		{"padded in the middle", `"aGVs=bG8="`, "hello"},
+		{"characters of no alphabet", `"a-G_V s.bG8"`, "hello"},
 		{"no base64", `"a"`, "rejected"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -362,15 +367,193 @@ func TestOneFaultStopsNoOtherFile(t *testing.T) {
 	}
 }
 
+// vm returns what is in force of a guest.
+func (b *bench) vm(network, ip string) *desired.VM {
+	b.t.Helper()
+	u, _ := drop.ParsePath("vms/" + network + "_" + ip)
+	view, ok := b.door.model.View(u)
+	if !ok || view.Have == nil {
+		b.t.Fatalf("%s is not in force", u.Path())
+	}
+	return view.Have.VM
+}
+
 func TestServersSamples(t *testing.T) {
 	b := newBench(t)
-	for _, name := range []string{"cmd_line.json", "vm_dhcp_entry.json.1", "vm_metadata.json.1", "vm_password.json.1", "ip_associations.json.1"} {
+	for _, name := range []string{"cmd_line.json", "vm_dhcp_entry.json.1", "vm_dhcp_entry.json.2", "vm_metadata.json.1", "vm_metadata.json.2", "vm_password.json.1", "ip_associations.json.1"} {
 		b.take(name + " " + sample(t, name))
+		b.restart()
 	}
-	u, _ := drop.ParsePath("vms/10.1.1.0-24_10.1.1.50")
-	view, _ := b.door.model.View(u)
-	if vm := view.Have.VM; vm.Password != "Xk7&=%+q$z" || vm.Meta["tier"] != "frontend" || !strings.Contains(vm.Meta["public-keys"], "\nssh-rsa") {
-		t.Errorf("VM = %+v", vm)
+	n := b.network(net0)
+	if n.PublicIPv4.String() != "203.0.113.24" || n.PublicInterface != "eth2" || n.Boot == nil || n.NextServer.String() != "10.1.1.1" {
+		t.Errorf("network = %+v", n)
+	}
+	web, db := b.vm(net0, "10.1.1.50"), b.vm(net0, "10.1.1.51")
+	if web.Hostname != "web-01" || web.Password != "Xk7&=%+q$z" || web.Meta["tier"] != "frontend" || !strings.Contains(web.Meta["public-keys"], "\nssh-rsa") {
+		t.Errorf("web-01 = %+v", web)
+	}
+	if _, known := db.Meta["hypervisor-host-name"]; known || db.NICs[0].Default || db.Meta["service-offering"] != `Small \u00e9dition` || db.Meta["cloud-domain"] != "ROOT" {
+		t.Errorf("db-01 = %+v", db)
+	}
+	if data, ok := b.door.files["vms/"+net0+"_10.1.1.51"][userFile]; !ok || len(data) > 0 {
+		t.Errorf("user data that is null is %q, %v; want an empty file", data, ok)
+	}
+	if data := b.door.files["vms/"+net0+"_10.1.1.50"][userFile]; !bytes.HasPrefix(data, []byte("\x1f\x8b")) {
+		t.Errorf("compressed user data is %q", data)
+	}
+	b.take("vm_dhcp_entry.json.3 " + sample(t, "vm_dhcp_entry.json.3"))
+	if got := b.guest(net0, "10.1.1.50"); got != "none" {
+		t.Errorf("the removed VM is served as %s", got)
+	}
+
+	vpc := newBench(t)
+	vpc.take("cmd_line.json "+sample(t, "cmd_line.json.vpc"), "guest_network.json.1 "+sample(t, "guest_network.json.1"))
+	if n := vpc.network("10.40.1.0-24"); n.Serving().String() != "10.40.1.1" || n.Interface != "eth2" || n.MTU != 1450 || n.PublicInterface != "eth1" || n.Boot != nil {
+		t.Errorf("tier of a redundant pair = %+v", n)
+	}
+	shared := newBench(t)
+	shared.take("cmd_line.json " + sample(t, "cmd_line.json.shared"))
+	if n := shared.network("172.20.4.0-22"); n.Serving().String() != "172.20.4.9" || n.Gateway.String() != "172.20.4.1/22" || len(n.Search) != 2 {
+		t.Errorf("shared network = %+v", n)
+	}
+}
+
+func TestAggregatedSample(t *testing.T) {
+	const name = "VR-2f6a4c1e-8b7d-4e0f-9c3a-5d1b7e9f0a09.cfg"
+	b := newBench(t)
+	b.take(isolated)
+	dir := t.TempDir()
+	drops(t, dir, name+" "+sample(t, name))
+	results, err := Intake{Taker: b.Dialect, Archive: Archive{Dir: dir}}.Take(context.Background(), []string{name}, true)
+	if err != nil || len(results) != 2 || results[0].State != Applied || results[1].State != Applied {
+		t.Fatalf("Take() = %+v, %v", results, err)
+	}
+	if web, db := b.vm(net0, "10.1.1.50"), b.vm(net0, "10.1.1.51"); web.Hostname != "web-01" || db.Meta["local-hostname"] != "db-01" {
+		t.Errorf("web-01 = %+v, db-01 = %+v", web, db)
+	}
+}
+
+// TestPublicAddress pins which device and which of its addresses guests are told of: the one that
+// the world sees them with, wherever the NIC is by now.
+func TestPublicAddress(t *testing.T) {
+	nic := func(name, mac string) net.Interface {
+		hw, err := net.ParseMAC(mac)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return net.Interface{Name: name, HardwareAddr: hw, MTU: 1500}
+	}
+	const file = `ip_associations.json {"ip_address":[{"public_ip":"203.0.113.20","source_nat":false,"add":true,"nic_dev_id":2,"nw_type":"Public"},` +
+		`{"public_ip":"203.0.113.24","source_nat":true,"add":true,"vif_mac_address":"1E:00:63:00:04:b5","nic_dev_id":2,"nw_type":"Public"}]}`
+	for _, test := range []struct {
+		name  string
+		links []net.Interface
+		files []string
+		want  string
+	}{
+		{"nothing is said of it", nil, nil, "eth2 invalid IP"},
+		{"no NIC has the MAC", []net.Interface{nic("eth2", "02:00:00:00:00:02")}, []string{file}, "eth2 203.0.113.24"},
+		{"the MAC is that of another NIC", []net.Interface{nic("br0", "1e:00:63:00:04:b5"), nic("eth3", "1e:00:63:00:04:b5")}, []string{file}, "eth3 203.0.113.24"},
+		{"the address goes", nil, []string{file, strings.ReplaceAll(file, `"add":true`, `"add":false`)}, "eth2 invalid IP"},
+		{"another becomes the source", nil, []string{file, strings.ReplaceAll(strings.ReplaceAll(file, `"source_nat":true`, `"source_nat":0`), `"source_nat":false`, `"source_nat":1`)}, "eth2 203.0.113.20"},
+		{"it belongs to a private gateway", nil, []string{strings.ReplaceAll(file, `"add"`, `"is_private_gateway":true,"add"`)}, "eth2 invalid IP"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBench(t)
+			b.links = test.links
+			for _, f := range append([]string{isolated}, test.files...) {
+				b.take(f)
+				b.restart()
+			}
+			if n := b.network(net0); fmt.Sprint(n.PublicInterface, " ", n.PublicIPv4) != test.want {
+				t.Errorf("public interface and address = %s %s, want %s", n.PublicInterface, n.PublicIPv4, test.want)
+			}
+		})
+	}
+}
+
+func TestGuestsAreToldTheMTUOfTheirLink(t *testing.T) {
+	b := newBench(t)
+	b.links = []net.Interface{{Name: "eth0", MTU: 1450}, {Name: "eth1", MTU: 9000}, {Name: "eth2", MTU: 1500}}
+	b.take(isolated)
+	if n := b.network(net0); n.MTU != 1450 {
+		t.Errorf("MTU = %d, want 1450", n.MTU)
+	}
+	b.links[0].MTU = 1500
+	b.take(isolated)
+	if n := b.network(net0); n.MTU != 0 {
+		t.Errorf("MTU = %d, want none", n.MTU)
+	}
+}
+
+func TestTierMovesToAnotherDevice(t *testing.T) {
+	tier := func(device, mac string) string {
+		return `guest_network.json.u {"add":true,"mac_address":"` + mac + `","device":"` + device + `","router_guest_ip":"10.40.1.1","router_guest_netmask":"255.255.255.0","type":"guestnetwork"}`
+	}
+	b := newBench(t)
+	b.take(tier("eth2", "02:00:00:00:00:2c"), leaseFile("10.40.1.9", "0c"), tier("eth3", "02:00:00:00:00:2d"))
+	if n := b.network("10.40.1.0-24"); n.Interface != "eth3" {
+		t.Errorf("the tier is on %s, want eth3", n.Interface)
+	}
+	// What unplugs the NIC before came late.
+	b.take(strings.Replace(tier("eth2", "02:00:00:00:00:2c"), `"add":true`, `"add":false`, 1))
+	if got := b.guest("10.40.1.0-24", "10.40.1.9"); got != "0c - - -" {
+		t.Errorf("its guest is served as %s", got)
+	}
+}
+
+func TestRangeWaitsForItsGateway(t *testing.T) {
+	shared := "cmd_line.json " + sample(t, "cmd_line.json.shared")
+	const alias = `ip_aliases.json {"aliases":[{"revoke":false,"ip_address":"172.20.8.9","netmask":"255.255.255.0","count":1}],"type":"ipaliases"}`
+	guest := strings.Replace(leaseFile("172.20.8.30", "0c"), `"10.1.1.1"`, `"172.20.9.1"`, 1) // it names one outside
+	b := newBench(t)
+	b.take(shared)
+	for _, f := range []string{alias, guest} {
+		if r := b.one(f); r.State != Pending || r.Reason == "" {
+			t.Errorf("%s: %+v, want pending and why", f, r)
+		}
+	}
+	b.take(strings.Replace(guest, "172.20.9.1", "172.20.8.254", 1))
+	if n := b.network("172.20.8.0-24"); n.Gateway.String() != "172.20.8.254/24" || n.Serving().String() != "172.20.8.9" {
+		t.Errorf("network = %+v, want the guest's gateway", n)
+	}
+	// The server's own word counts more than what a guest made us think.
+	b.take(`dhcp.json {"entries":[{"router_ip_address":"172.20.8.9","gateway":"172.20.8.1","netmask":"255.255.255.0"}],"type":"dhcpconfig"}`)
+	if n := b.network("172.20.8.0-24"); n.Gateway.String() != "172.20.8.1/24" {
+		t.Errorf("gateway = %s, want that of dhcp.json", n.Gateway)
+	}
+	if got := b.guest("172.20.8.0-24", "172.20.8.30"); got != "0c - - -" {
+		t.Errorf("its guest is served as %s", got)
+	}
+	b.take(strings.Replace(alias, `"revoke":false`, `"revoke":true`, 1))
+	if b.door.model.Network("172.20.8.0-24") != nil {
+		t.Error("the range is still served after it was revoked")
+	}
+}
+
+// TestTakenPasswordEndsWithItsVM: the record that a guest has its password is the old VM's, and a new
+// one may be given the same text.
+func TestTakenPasswordEndsWithItsVM(t *testing.T) {
+	const unit = "vms/" + net0 + "_" + ip0
+	for _, test := range []struct {
+		name  string
+		files []string
+		keeps bool
+	}{
+		{"another MAC", []string{leaseFile(ip0, "0b")}, false},
+		{"another id", []string{dataFile(ip0, "B")}, false},
+		{"removed", []string{removeFile(ip0, "0a")}, false},
+		{"the same VM again", []string{leaseFile(ip0, "0a"), dataFile(ip0, "A"), passwordOf(ip0, "old")}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBench(t)
+			b.take(isolated, leaseFile(ip0, "0a"), dataFile(ip0, "A"), passwordOf(ip0, "old"))
+			b.door.taken[unit] = "old"
+			b.take(test.files...)
+			if _, kept := b.door.taken[unit]; kept != test.keeps {
+				t.Errorf("the record is kept: %v, want %v", kept, test.keeps)
+			}
+		})
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -20,10 +21,11 @@ type fakeDoor struct {
 	model *desired.Model
 	full  bool // the disk
 	puts  int
+	taken map[string]string // units whose guest has taken a password
 }
 
 func newDoor() *fakeDoor {
-	return &fakeDoor{files: make(map[string]map[string][]byte), model: desired.NewModel()}
+	return &fakeDoor{files: make(map[string]map[string][]byte), model: desired.NewModel(), taken: make(map[string]string)}
 }
 
 func (f *fakeDoor) Read(_ context.Context, unit string) (map[string][]byte, error) {
@@ -91,10 +93,18 @@ func (f *fakeDoor) Put(_ context.Context, changes []Change) error {
 		files := f.with(c)
 		if f.files[c.Unit] = files; len(files) == 0 {
 			delete(f.files, c.Unit)
+			delete(f.taken, c.Unit)
 		}
 		list = append(list, parse(c.Unit, files))
 	}
 	f.model.Accept(f.model.Judge(list, time.Time{}), time.Time{})
+	return nil
+}
+
+func (f *fakeDoor) Forget(_ context.Context, units []string) error {
+	for _, unit := range units {
+		delete(f.taken, unit)
+	}
 	return nil
 }
 
@@ -154,6 +164,7 @@ type bench struct {
 	t     *testing.T
 	door  *fakeDoor
 	store fakeStore
+	links []net.Interface // of the router
 	*Dialect
 }
 
@@ -169,6 +180,7 @@ func (b *bench) restart() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	d.Links = func() ([]net.Interface, error) { return b.links, nil }
 	b.Dialect = d
 }
 

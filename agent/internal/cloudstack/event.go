@@ -172,6 +172,15 @@ func Parse(name string, data []byte) (Event, error) {
 	return e, err
 }
 
+// ofRouter tells whether the event is of the router and its networks, not of a guest.
+func (e Event) ofRouter() bool {
+	switch e.body.(type) {
+	case lease, vmData, vmPassword, nothing:
+		return false
+	}
+	return true
+}
+
 func (e *Event) note(format string, args ...any) {
 	e.Notes = append(e.Notes, fmt.Sprintf(format, args...))
 }

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Change is what becomes of one unit of the drop directory.
@@ -32,6 +35,8 @@ type Step struct {
 
 	nets     []network // as they follow from router
 	netsSeen bool
+
+	anew []string // units that become another VM's without having been removed
 }
 
 // Fold returns what events make of the drop directory. The memory stays as it is until Accept.
@@ -236,10 +241,15 @@ func (s *Step) clear(ip netip.Addr, old *guest) string {
 	if n := place(s.networks(), ip); n != nil {
 		name = n.Name
 	}
-	if old != nil && !old.Gone && old.Network != name {
+	unit := guestUnit(name, ip)
+	switch {
+	case old == nil || old.Gone:
+	case old.Network != name:
 		s.remove(guestUnit(old.Network, ip))
+	default:
+		s.anew = append(s.anew, unit)
 	}
-	s.put(guestUnit(name, ip), everything())
+	s.put(unit, everything())
 	return name
 }
 
@@ -305,8 +315,11 @@ func (s *Step) learnGateway(l lease) {
 }
 
 func (s *Step) foldRouter(body any) {
+	_, quiet := body.(links)
 	s.changeRouter(func(r *router) {
 		switch b := body.(type) {
+		case links:
+			r.MTUs = b.mtus()
 		case cmdLine:
 			r.CmdLine = b
 		case tier:
@@ -324,13 +337,17 @@ func (s *Step) foldRouter(body any) {
 		default:
 			panic(fmt.Sprintf("cloudstack: event of type %T", body))
 		}
-	}, true)
+	}, !quiet)
 }
 
 // foldTier plugs a tier in, or out. A removal that is of another one than what is on the device
-// came late.
+// came late; a tier that is plugged in on another device has left the one before.
 func (r *router) foldTier(t tier) {
 	if t.Add {
+		subnet := netip.PrefixFrom(t.Gateway, t.Bits)
+		maps.DeleteFunc(r.Tiers, func(_ string, old tier) bool {
+			return t.MAC != "" && old.MAC == t.MAC || subnet.Overlaps(netip.PrefixFrom(old.Gateway, old.Bits))
+		})
 		r.Tiers[t.Device] = t
 		return
 	}
@@ -386,6 +403,47 @@ func (s *Step) known() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(set), netip.Addr.Compare)
 }
 
+// links is what devices of the router say of themselves: an event without a file.
+type links []net.Interface
+
+// name returns the device with a MAC, or "". A VLAN or a bridge above a NIC has the same MAC, so
+// that only names of NICs count.
+func (l links) name(mac string) string {
+	for _, link := range l {
+		if mac != "" && link.HardwareAddr.String() == mac && strings.HasPrefix(link.Name, "eth") {
+			return link.Name
+		}
+	}
+	return ""
+}
+
+// resolve returns the event as it stands among the devices that are there: a MAC names a device, and
+// where it is that of none the number does.
+func (l links) resolve(body any) any {
+	list, ok := body.(associations)
+	if !ok {
+		return body
+	}
+	list = slices.Clone(list)
+	for i := range list {
+		if name := l.name(list[i].MAC); name != "" {
+			list[i].Device = name
+		}
+	}
+	return list
+}
+
+// mtus are those of devices where guests have to know, since it is not what they take for granted.
+func (l links) mtus() map[string]int {
+	out := make(map[string]int)
+	for _, link := range l {
+		if strings.HasPrefix(link.Name, "eth") && link.MTU != 1500 && mtu(strconv.Itoa(link.MTU)) != 0 {
+			out[link.Name] = link.MTU
+		}
+	}
+	return out
+}
+
 // changeRouter changes what is known of the router and brings networks, and the guests in them,
 // into line with it. always puts the networks' files also where they say the same as before.
 func (s *Step) changeRouter(change func(*router), always bool) {
@@ -393,7 +451,7 @@ func (s *Step) changeRouter(change func(*router), always bool) {
 	old := s.currentRouter()
 	r := router{
 		CmdLine: old.CmdLine, Tiers: clone(old.Tiers), Ranges: clone(old.Ranges),
-		Gateways: clone(old.Gateways), Public: clone(old.Public),
+		Gateways: clone(old.Gateways), Public: clone(old.Public), MTUs: old.MTUs,
 	}
 	change(&r)
 	s.router, s.netsSeen = &r, false

@@ -24,6 +24,7 @@ type router struct {
 	Ranges   map[netip.Addr]address    `json:"ranges,omitempty"`   // further guest ranges, by the router's address in them
 	Gateways map[netip.Addr]netip.Addr `json:"gateways,omitempty"` // of dhcp.json
 	Public   map[netip.Addr]address    `json:"public,omitempty"`   // public addresses
+	MTUs     map[string]int            `json:"mtus,omitempty"`     // of devices, where it is not Ethernet's 1500
 }
 
 // guest is what is known of the VM that has an address, or had it last.
@@ -102,6 +103,25 @@ func (m *Memory) set(ip netip.Addr, g *guest) {
 	if g.serves() {
 		m.byMAC[g.MAC] = ip
 	}
+}
+
+// waiting tells which guest ranges of the event cannot be served yet, and what they wait for.
+func (m *Memory) waiting(e Event) []Verdict {
+	var list []address
+	switch b := e.body.(type) {
+	case associations:
+		list = b
+	case aliases:
+		list = b
+	}
+	var out []Verdict
+	for _, a := range list {
+		if a.Add && !a.Public && place(m.router.networks(), a.IP) == nil {
+			out = append(out, Verdict{State: Pending, Reasons: []string{fmt.Sprintf(
+				"%s/%d is a range whose gateway is not known yet: dhcp.json, or the default_gateway of a VM in it, tells", a.IP, a.Bits)}})
+		}
+	}
+	return out
 }
 
 // serves tells whether the address is given to a MAC.

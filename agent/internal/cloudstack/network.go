@@ -19,8 +19,9 @@ type network struct {
 	Domain  string
 	Search  []string
 	MTU     int
-	Public  string // the public device
-	Boot    bool   // guests may boot from dnsmasq's TFTP server
+	Public  string     // the public device
+	NAT     netip.Addr // the public address that guests are seen with; invalid: the device's
+	Boot    bool       // guests may boot from dnsmasq's TFTP server
 }
 
 // serving is the address that guests are served on.
@@ -45,7 +46,10 @@ func (r *router) networks() []network {
 		}
 		subnet := n.Gateway.Masked()
 		n.Name = fmt.Sprintf("%s-%d", subnet.Addr(), subnet.Bits())
-		n.Public = r.publicDevice()
+		n.Public, n.NAT = r.public()
+		if n.MTU == 0 {
+			n.MTU = r.MTUs[n.Device]
+		}
 		out = append(out, n)
 	}
 	kind := r.CmdLine["type"]
@@ -76,19 +80,21 @@ func (r *router) redundant() bool {
 	return true
 }
 
-func (r *router) publicDevice() string {
-	for _, ip := range slices.SortedFunc(maps.Keys(r.Public), netip.Addr.Compare) {
-		if a := r.Public[ip]; a.NAT && a.Device != "" {
-			return a.Device
-		}
-	}
+// public returns the public device, and the source address of guests in the world where the server
+// has named it: a device may hold others before it.
+func (r *router) public() (device string, nat netip.Addr) {
 	switch r.CmdLine["type"] {
 	case "router":
-		return "eth2"
+		device = "eth2"
 	case "vpcrouter":
-		return "eth1"
+		device = "eth1"
 	}
-	return ""
+	for _, ip := range slices.SortedFunc(maps.Keys(r.Public), netip.Addr.Compare) {
+		if a := r.Public[ip]; a.NAT {
+			return cmp.Or(a.Device, device), ip
+		}
+	}
+	return device, netip.Addr{}
 }
 
 // resolvers is what guests are told to ask: the router first, unless it is told to keep out of it,
@@ -145,11 +151,12 @@ func (r *router) ownNetwork() (network, bool) {
 
 // rangeNetwork is a further range of a shared network. Nothing says its gateway but other files.
 func (r *router) rangeNetwork(a address) (network, bool) {
+	p := netip.PrefixFrom(a.IP, a.Bits)
 	gw := a.Gateway
-	if g, ok := r.Gateways[a.IP]; ok && !gw.IsValid() {
+	// What the server says of the range counts more than what a guest in it made us think.
+	if g, ok := r.Gateways[a.IP]; ok && p.Masked().Contains(g) {
 		gw = g
 	}
-	p := netip.PrefixFrom(a.IP, a.Bits)
 	if !gw.IsValid() || !p.Masked().Contains(gw) {
 		return network{}, false
 	}

@@ -52,6 +52,9 @@ func (n *network) file() []byte {
 	if n.Public != "" {
 		put("public_interface", quote(n.Public))
 	}
+	if n.NAT.IsValid() {
+		put("public_ipv4", n.NAT.String())
+	}
 	// Windows is asked to give its lease back when it shuts down ([MS-DHCPE] section 2.2.5).
 	put("vendor_options", `{"MSFT": {43: {hex: "020400000001ff"}}}`)
 	if n.Boot {

@@ -21,17 +21,21 @@ func userData(content *text) ([]byte, error) {
 	return data, nil
 }
 
-// lenientBase64 decodes as the router always has: padding may be missing, and bytes outside the
-// alphabet count for nothing. The result is not nil.
+// lenientBase64 decodes as the router always has: padding may be missing, bytes outside the alphabet
+// count for nothing, and whatever stands behind a group that padding completes is not read. The
+// result is not nil.
 func lenientBase64(s string) ([]byte, error) {
 	kept := make([]byte, 0, len(s))
+	pads := 0 // since the last character of the alphabet
 	for i := range len(s) {
 		c := s[i]
 		if c == '=' && len(kept)%4 >= 2 {
-			break // the end, whatever follows
+			if pads++; len(kept)%4+pads >= 4 {
+				break
+			}
 		}
 		if 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '+' || c == '/' {
-			kept = append(kept, c)
+			kept, pads = append(kept, c), 0
 		}
 	}
 	if len(kept)%4 == 1 {

@@ -33,8 +33,9 @@ type Network struct {
 	Routes          []dhcp.Route
 	LeaseTime       time.Duration
 	Pool            *Pool
-	PublicInterface string // "": the agent's
-	Tokens          string // "", optional, required
+	PublicInterface string     // "": the agent's
+	PublicIPv4      netip.Addr // invalid: that of the public interface
+	Tokens          string     // "", optional, required
 	PinNeighbors    bool
 	LinkLocal       bool
 	VendorData      string
@@ -147,6 +148,7 @@ func parseNetwork(name string, data []byte, powers Powers) (*Network, []strict.F
 	n.LeaseTime = leaseTime(m, defaultLT)
 	n.Pool = pool(m, subnet)
 	n.PublicInterface = interfaceName(m, "public_interface", m.Text("public_interface"))
+	n.PublicIPv4 = address(m, "public_ipv4")
 	if t := m.Text("tokens"); t.Set {
 		if n.Tokens = t.Value; t.Value != "optional" && t.Value != "required" {
 			m.Faultf("tokens", "is %q; it must be optional or required", t.Value)

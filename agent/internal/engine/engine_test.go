@@ -333,6 +333,18 @@ func TestPasswordIsTakenOnce(t *testing.T) {
 	if p, ok := again.Password("web"); !ok || p != "other" {
 		t.Errorf("new password after a late acknowledgement = %q, %v", p, ok)
 	}
+	// Under the name of a VM that is another one now, the same text is a new password.
+	if err := again.Taken(context.Background(), "web", "other"); err != nil {
+		t.Fatal(err)
+	}
+	again.settled(t)
+	again.drop(t, "vms/web/password", "other\n")
+	if err := again.Forget([]string{"vms/web", "vms/never-seen"}); err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := again.Password("web"); !ok || p != "other" {
+		t.Errorf("password of the next VM = %q, %v", p, ok)
+	}
 }
 
 func TestWaitHearsOfTheEndOfEveryBatch(t *testing.T) {

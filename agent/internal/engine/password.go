@@ -60,6 +60,21 @@ func (e *Engine) takenPassword(unit drop.Unit) (*taken, error) {
 	return t, nil
 }
 
+// Forget drops the records of passwords that were taken under the names of units, which are other
+// VMs' from now on: the same text is a new password there.
+func (e *Engine) Forget(units []string) error {
+	e.taking.Lock()
+	defer e.taking.Unlock()
+	var batch state.Batch
+	for _, unit := range units {
+		batch.Delete(takenPrefix + unit)
+	}
+	if err := e.Store.Commit(&batch); err != nil {
+		return fmt.Errorf("record of taken passwords: %w", err)
+	}
+	return nil
+}
+
 // Taken implements metadata.Passwords. The record comes first; the file is removed then, and that it
 // cannot be removed changes nothing: the record counts.
 func (e *Engine) Taken(_ context.Context, vm, password string) error {

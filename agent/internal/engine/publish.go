@@ -199,8 +199,12 @@ func (e *Engine) metadataNetwork(n *desired.Network) *metadata.Network {
 	return m
 }
 
-// publicAddress returns the first global address of the network's public interface.
+// publicAddress returns the address that the network names, or else the first global one of its
+// public interface.
 func (e *Engine) publicAddress(n *desired.Network) netip.Addr {
+	if n.PublicIPv4.IsValid() {
+		return n.PublicIPv4
+	}
 	device := n.PublicInterface
 	if device == "" {
 		device = e.settings.PublicInterface
