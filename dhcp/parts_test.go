@@ -252,3 +252,25 @@ func TestLimiterBoundsEachClient(t *testing.T) {
 		t.Errorf("over two seconds %d messages are allowed, want about %d", allowed, 2*clientRate)
 	}
 }
+
+func TestPaceTellsFastFromSlow(t *testing.T) {
+	for name, test := range map[string]struct {
+		every time.Duration
+		want  bool
+	}{"10,000 a second": {100 * time.Microsecond, true}, "1,000 a second": {time.Millisecond, false}} {
+		t.Run(name, func(t *testing.T) {
+			var p pace
+			now, got := noon, false
+			for range 500 {
+				now = now.Add(test.every)
+				got = p.busy(1, now)
+			}
+			if got != test.want {
+				t.Errorf("busy() = %v", got)
+			}
+			if p.busy(1, now.Add(time.Second)) {
+				t.Error("busy after a second of silence")
+			}
+		})
+	}
+}
