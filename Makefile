@@ -57,8 +57,8 @@ demo: ## what vragent does, shown with a router and two guests
 
 bench: ## the figures of this machine, as tables
 	packaging/deps.sh bench
-	$(GO) test -run '^$$' -bench . ./...
-	VRAGENT_FIGURES=1 $(GO) test -count=1 -v -run '^TestFigures' ./... | grep -v 'no test'
+	$(GO) test -p 1 -run '^$$' -bench . ./...
+	VRAGENT_FIGURES=1 $(GO) test -p 1 -timeout 60m -count=1 -v -run '^TestFigures' ./... | grep -v 'no test'
 
 install-deps: ## install the Debian packages that the tests lack here
 	packaging/deps.sh test
