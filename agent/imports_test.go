@@ -121,8 +121,16 @@ var bans = []struct {
 		"flags and arguments end where the command line does",
 	},
 	{
-		"vragent/netcfg/nstest", "all", nil,
+		"vragent/netcfg/nstest", "all", []string{"vragent/agent/internal/etcd/etcdtest"},
 		"it is made for tests",
+	},
+	{
+		"vragent/agent/internal/etcd/etcdtest", "all", nil,
+		"it is made for tests",
+	},
+	{
+		"google.golang.org/protobuf/...", "all", []string{"vragent/agent/internal/etcd"},
+		"the messages of etcd are known in one place",
 	},
 	{
 		"os/exec", "all", []string{"vragent/netcfg/nstest", "vragent/agent/cmd/vragent-cloudstack"},

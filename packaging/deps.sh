@@ -17,7 +17,7 @@ test="$demo
 	wget rsync openssh-server acl vim-tiny tar tcpdump procps
 	python3 python3-cs python3-libcloud slapd openssl zsh fish
 	isc-dhcp-relay dnsmasq-base kea-admin qemu-system-x86 ipxe-qemu
-	prometheus chromium"
+	prometheus chromium etcd-server etcd-client keepalived"
 bench="$test
 	wrk nginx-light apache2 kea-dhcp4-server isc-dhcp-server"
 trial='lintian systemd iproute2 procps libcap2-bin man-db acl'
@@ -29,6 +29,7 @@ services='ssh.service sshd.service slapd.service NetworkManager.service
 	prometheus-node-exporter-apt.timer prometheus-node-exporter-smartmon.timer
 	prometheus-node-exporter-nvme.timer prometheus-node-exporter-mellanox-hca-temp.timer
 	prometheus-node-exporter-ipmitool-sensor.timer
+	etcd.service keepalived.service
 	nginx.service apache2.service apache-htcacheclean.service
 	kea-dhcp4-server.service isc-dhcp-server.service'
 
