@@ -17,7 +17,7 @@ test="$demo
 	wget rsync openssh-server acl vim-tiny tar tcpdump procps
 	python3 python3-cs python3-libcloud slapd openssl zsh fish
 	isc-dhcp-relay dnsmasq-base kea-admin qemu-system-x86 ipxe-qemu
-	prometheus chromium etcd-server etcd-client keepalived"
+	prometheus chromium etcd-server etcd-client keepalived nftables"
 bench="$test
 	wrk nginx-light apache2 kea-dhcp4-server isc-dhcp-server"
 trial='lintian systemd iproute2 procps libcap2-bin man-db acl'

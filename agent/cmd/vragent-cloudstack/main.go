@@ -28,6 +28,13 @@ type router struct {
 	in  cloudstack.Intake
 	out io.Writer // the management server reads it
 	err io.Writer
+	log *os.File // where the originals log as well
+
+	// become puts a program in the place of this one; it returns only where it cannot. nil: it is
+	// started and waited for.
+	become func(path string, args, env []string) error
+	// flush makes the router's new rules count for connections that are under way.
+	flush func() error
 }
 
 func main() {
@@ -42,19 +49,41 @@ func main() {
 			Taker:   client,
 			Archive: cloudstack.Archive{Dir: cmp.Or(os.Getenv("VRAGENT_CLOUD_DIR"), "/var/cache/cloud")},
 		},
-		out: os.Stdout, err: os.Stderr,
+		out: os.Stdout, err: os.Stderr, log: openLog(cmp.Or(os.Getenv("VRAGENT_CLOUD_LOG"), "/var/log/cloud.log")),
+		become: syscall.Exec, flush: flushConntrack,
 	}
 	os.Exit(r.run(ctx, filepath.Base(os.Args[0]), os.Args[1:]))
+}
+
+// openLog returns the router's log. Where it cannot be written, the management server is told all
+// the same. It is a file in any case, so that what a program leaves running is not waited for.
+func openLog(path string) *os.File {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		f, _ = os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	}
+	return f
 }
 
 // run returns the exit status of the program called name.
 func (r *router) run(ctx context.Context, name string, args []string) int {
 	switch name {
 	case "update_config.py":
-		return r.updateConfig(ctx, os.Environ(), args)
+		return r.updateConfig(ctx, way{env: os.Environ(), out: r.out, replace: true}, args)
 	case "vr_cfg.sh":
 		return r.vrConfig(ctx, args)
 	}
 	fmt.Fprintln(r.err, "vragent-cloudstack: call it as update_config.py or vr_cfg.sh, by a symbolic link of that name")
 	return 64
+}
+
+// logf writes a line to the log that the originals write to.
+func (r *router) logf(format string, args ...any) {
+	fmt.Fprintf(r.log, "%s vragent: %s\n", time.Now().Format("2006-01-02 15:04:05"), fmt.Sprintf(format, args...))
+}
+
+// sayf tells the management server, and the log.
+func (r *router) sayf(format string, args ...any) {
+	fmt.Fprintf(r.out, format+"\n", args...)
+	r.logf(format, args...)
 }
