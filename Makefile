@@ -12,16 +12,28 @@ export SOURCE_DATE_EPOCH
 # Pinned in a module of their own, so that they are no dependency of vragent.
 TOOL = $(GO) tool -modfile=packaging/tools/go.mod
 LDFLAGS = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+# The machines that there are packages for, and this one.
+ARCHS = amd64 arm64
+ARCH = $(shell $(GO) env GOARCH)
+RPM_amd64 = x86_64
+RPM_arm64 = aarch64
+# Whatever lintian has to say needs an override with its reason.
+LINTIAN = lintian --allow-root --display-info --pedantic --fail-on error,warning,info,pedantic
+PACKAGE = VERSION=$(VERSION) COMMIT=$(COMMIT) packaging/package.sh
 FUZZTIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-quick race fuzz lint deb trial demo bench clean install-deps
+.PHONY: help build test test-quick race fuzz lint deb packages packages-check trial demo bench clean install-deps FORCE
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 build: ## build bin/vragent
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/vragent ./agent/cmd/vragent
+	$(BUILD) -o bin/vragent ./agent/cmd/vragent
+
+dist/%/vragent: FORCE
+	GOOS=linux GOARCH=$* $(BUILD) -o $@ ./agent/cmd/vragent
 
 test: install-deps ## all tests, in namespaces of their own and with real clients
 	$(GO) vet ./...
@@ -42,13 +54,23 @@ lint: ## gofmt, vet, staticcheck and the shell scripts
 	$(TOOL) staticcheck ./...
 	@for script in $$(git grep -lI '^#!/bin/sh'); do sh -n $$script || exit 1; done
 
-deb: build ## a Debian package in dist/
-	packaging/deb.sh $(VERSION)
+deb: build dist/$(ARCH)/vragent ## a Debian package for this machine in dist/
+	$(PACKAGE) deb $(ARCH)
 
-trial: deb ## try that package on a booted copy of this machine (root)
+packages: build $(ARCHS:%=dist/%/vragent) ## the deb and the rpm for amd64 and arm64 in dist/
+	@for arch in $(ARCHS); do $(PACKAGE) deb $$arch && $(PACKAGE) rpm $$arch || exit 1; done
+
+packages-check: packages ## look into each of them, build them a second time and compare
+	packaging/deps.sh packages
+	$(LINTIAN) $(ARCHS:%=dist/vragent_$(VERSION)_%.deb)
+	packaging/inspect.sh $(VERSION)
+	packaging/rebuild.sh VERSION=$(VERSION) COMMIT=$(COMMIT) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)
+
+trial: deb ## try the packages on a booted copy of this machine (root)
 	packaging/deps.sh trial
-	lintian --fail-on error,warning --allow-root dist/vragent_$(VERSION)_$$($(GO) env GOARCH).deb
-	packaging/trial/run.sh dist/vragent_$(VERSION)_$$($(GO) env GOARCH).deb
+	$(PACKAGE) rpm $(ARCH)
+	$(LINTIAN) dist/vragent_$(VERSION)_$(ARCH).deb
+	packaging/trial/run.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-$(VERSION)-1.$(RPM_$(ARCH)).rpm
 
 demo: ## what vragent does, shown with a router and two guests
 	packaging/deps.sh demo

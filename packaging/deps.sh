@@ -1,10 +1,11 @@
 #!/bin/sh
 # Installs the Debian packages that the tests or the demo need and that are missing here.
 #
-#   packaging/deps.sh demo    what make demo needs
-#   packaging/deps.sh test    what make test needs as well: the real clients
-#   packaging/deps.sh bench   what make bench needs as well: the peers, and who loads them
-#   packaging/deps.sh trial   what make trial needs
+#   packaging/deps.sh demo      what make demo needs
+#   packaging/deps.sh test      what make test needs as well: the real clients
+#   packaging/deps.sh bench     what make bench needs as well: the peers, and who loads them
+#   packaging/deps.sh trial     what make trial needs
+#   packaging/deps.sh packages  what make packages-check needs
 #
 # No service is started, and none is enabled that comes with a package installed here: these are
 # programs for tests, and this may be somebody's own machine.
@@ -20,7 +21,8 @@ test="$demo
 	prometheus chromium etcd-server etcd-client keepalived nftables"
 bench="$test
 	wrk nginx-light apache2 kea-dhcp4-server isc-dhcp-server"
-trial='lintian systemd iproute2 procps libcap2-bin man-db acl'
+packages='lintian rpm cpio'
+trial='lintian rpm systemd iproute2 procps libcap2-bin man-db acl'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service
@@ -38,8 +40,9 @@ demo) wanted=$demo ;;
 test) wanted=$test ;;
 bench) wanted=$bench ;;
 trial) wanted=$trial ;;
+packages) wanted=$packages ;;
 *)
-	echo "usage: $0 demo|test|bench|trial" >&2
+	echo "usage: $0 demo|test|bench|trial|packages" >&2
 	exit 64
 	;;
 esac

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tries the Debian package on a booted system: packaging/trial/run.sh FILE.deb
+# Tries the packages on a booted system: packaging/trial/run.sh FILE.deb FILE.rpm
 #
 # The system is a copy of this machine's in namespaces: an overlay of its file system, a network of
 # its own and its systemd as the first process. Nothing that happens there stays. Needs root.
@@ -7,6 +7,7 @@ set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 deb=$(readlink -f "$1")
+rpm=$(readlink -f "$2")
 [ "$(id -u)" -eq 0 ] || {
 	echo "$0: run it as root: it boots a system in namespaces" >&2
 	exit 1
@@ -31,6 +32,7 @@ trap 'exit 130' INT TERM
 mkdir "$mine"
 mkdir "$dir/box" "$dir/out"
 cp "$deb" "$dir/out/vragent.deb"
+cp "$rpm" "$dir/out/vragent.rpm"
 cp "$here/inside.sh" "$here/../promise.sh" "$dir/out/"
 sh -c 'echo $$ >"$0/cgroup.procs"; exec unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child "$@"' \
 	"$mine" "$here/boot.sh" "$dir/box" "$dir/out" >"$dir/boot.log" 2>&1 </dev/null &
