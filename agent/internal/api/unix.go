@@ -80,11 +80,22 @@ func giveAway(path, group string) (int, error) {
 		if err != nil {
 			return -1, fmt.Errorf("group %s: %w", group, err)
 		}
-		if os.Chown(path, -1, id) == nil {
+		// Run with that group, as its unit does, the daemon has nothing to give away, and the unit's filter
+		// leaves it no chown.
+		if groupOf(path) == id || os.Chown(path, -1, id) == nil {
 			mode, gid = 0o660, id
 		}
 	}
 	return gid, os.Chmod(path, mode)
+}
+
+// groupOf returns the id of the group that path belongs to, or -1.
+func groupOf(path string) int {
+	var stat unix.Stat_t
+	if unix.Lstat(path, &stat) != nil {
+		return -1
+	}
+	return int(stat.Gid)
 }
 
 // removeStale removes the socket at path if nobody answers on it.

@@ -86,12 +86,24 @@ func makeFolder(folder string, gid int) error {
 	if err != nil {
 		return err
 	}
-	if gid >= 0 {
-		if err := os.Chown(folder, -1, gid); err != nil {
-			return err
-		}
+	if err := giveToGroup(folder, gid); err != nil {
+		return err
 	}
 	return openToGroup(folder)
+}
+
+// giveToGroup sees to it that folder belongs to the group, gid -1 for none.
+// Most have it from the folder around them, and then a daemon does without the
+// right to change owners, which its unit takes from it.
+func giveToGroup(folder string, gid int) error {
+	var stat unix.Stat_t
+	if err := unix.Stat(folder, &stat); err != nil {
+		return fmt.Errorf("%s: %w", folder, err)
+	}
+	if gid < 0 || int(stat.Gid) == gid {
+		return nil
+	}
+	return os.Chown(folder, -1, gid)
 }
 
 // openToGroup gives a new folder to owner and group, whatever the umask, and
