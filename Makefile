@@ -70,7 +70,7 @@ trial: deb ## try the packages on a booted copy of this machine (root)
 	packaging/deps.sh trial
 	$(PACKAGE) rpm $(ARCH)
 	$(LINTIAN) dist/vragent_$(VERSION)_$(ARCH).deb
-	packaging/trial/run.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-$(VERSION)-1.$(RPM_$(ARCH)).rpm
+	packaging/trial/run.sh packaging/trial/inside.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-$(VERSION)-1.$(RPM_$(ARCH)).rpm
 
 demo: ## what vragent does, shown with a router and two guests
 	packaging/deps.sh demo

@@ -22,7 +22,8 @@ test="$demo
 bench="$test
 	wrk nginx-light apache2 kea-dhcp4-server isc-dhcp-server"
 packages='lintian rpm cpio'
-trial='lintian rpm systemd iproute2 procps libcap2-bin man-db acl'
+trial='lintian rpm systemd iproute2 procps libcap2-bin man-db acl
+	dnsmasq apache2 python3 curl busybox'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service
@@ -32,7 +33,7 @@ services='ssh.service sshd.service slapd.service NetworkManager.service
 	prometheus-node-exporter-nvme.timer prometheus-node-exporter-mellanox-hca-temp.timer
 	prometheus-node-exporter-ipmitool-sensor.timer
 	etcd.service keepalived.service
-	nginx.service apache2.service apache-htcacheclean.service
+	nginx.service dnsmasq.service apache2.service apache-htcacheclean.service
 	kea-dhcp4-server.service isc-dhcp-server.service'
 
 case "${1:-}" in
