@@ -160,6 +160,7 @@ func (l *lab) waitState(mac MAC, state, answer string, since time.Time) {
 // TestRealClientsThroughALease takes each client through bind, reboot, renewal, a reservation that moves
 // and a release.
 func TestRealClientsThroughALease(t *testing.T) {
+	t.Parallel()
 	for _, program := range clientPrograms {
 		t.Run(program.name, func(t *testing.T) {
 			t.Parallel()
@@ -201,6 +202,7 @@ func TestRealClientsThroughALease(t *testing.T) {
 
 // TestRealClientsRebind keeps renewals from the server, so that the clients broadcast when T2 has come.
 func TestRealClientsRebind(t *testing.T) {
+	t.Parallel()
 	for _, program := range clientPrograms {
 		t.Run(program.name, func(t *testing.T) {
 			t.Parallel()
@@ -223,6 +225,7 @@ func TestRealClientsRebind(t *testing.T) {
 // TestRealClientsDecline has somebody else on the link use the client's address: the client declines, is
 // left in silence for a while, and has its address when the other is gone.
 func TestRealClientsDecline(t *testing.T) {
+	t.Parallel()
 	for _, program := range clientPrograms {
 		if !program.declines {
 			continue

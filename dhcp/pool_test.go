@@ -480,6 +480,7 @@ func TestReleasedByTheOperator(t *testing.T) {
 // and crashes against a model: whoever was acknowledged holds the address until its lease ends, the client
 // gives it up, is refused, or a host takes it.
 func TestNoAddressIsGivenToTwo(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 1))

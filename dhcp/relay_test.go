@@ -18,6 +18,7 @@ import (
 // The guest binds through the relay and renews past it, by unicast through a router; when its reservation
 // moves, the NAK finds it there.
 func TestRealRelays(t *testing.T) {
+	t.Parallel()
 	relays := map[string][]string{
 		"dhcrelay": {"dhcrelay", "-4", "-d", "-a", "-iu", "eth0", "-id", "eth1", "192.0.2.1"},
 		"dnsmasq": {"dnsmasq", "-k", "--conf-file=/dev/null", "--port=0", "--user=root", "--log-facility=-", "--log-dhcp",
@@ -62,6 +63,7 @@ func TestRealRelays(t *testing.T) {
 // TestIPXEBoots starts iPXE's ROM in QEMU on a tap device. The ROM is a PXE client that says it is iPXE, so
 // the file that is its own comes before the one for all.
 func TestIPXEBoots(t *testing.T) {
+	t.Parallel()
 	if !nstest.Enter(t) {
 		return
 	}

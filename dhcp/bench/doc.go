@@ -3,8 +3,8 @@
 //
 //	go test ./dhcp/bench -run TestFigures -figures=. -count=1 -v -timeout 30m
 //
-// prints a table. -figures chooses parts by a regular expression; without it the test is skipped, since it
-// takes minutes and both cores. It needs kea-dhcp4-server, kea-admin (perfdhcp), isc-dhcp-server,
+// prints a table. -figures chooses parts by a regular expression; without it and without VRAGENT_FIGURES=1,
+// which means all, the test is skipped, since it takes minutes and both cores. It needs kea-dhcp4-server, kea-admin (perfdhcp), isc-dhcp-server,
 // dnsmasq-base and a C compiler, which makes the receive buffer of perfdhcp as large as the kernel allows:
 // with its own it loses replies itself.
 package bench
