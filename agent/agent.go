@@ -204,7 +204,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", a.metrics.Handler(nil))
 		mux.Handle("/", a.metrics.Count("socket", api.Local(a, api.LocalOptions{
-			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Leases: a.engine, More: a.dialectHandlers(), Log: a.log,
+			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Leases: a.engine, Backup: a.Backup, More: a.dialectHandlers(), Log: a.log,
 		})))
 		return api.Serve(ctx, a.socket, mux, a.log)
 	})

@@ -45,7 +45,7 @@ func newRoot(std stdio, started func()) *cobra.Command {
 from the files in its drop directory.
 
 "vragent run" is the daemon. The other commands ask a running one, except check,
-which reads the files by itself.`,
+which reads the files by itself, and restore, which needs it stopped.`,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -72,6 +72,8 @@ which reads the files by itself.`,
 		pushCommand(opts, std),
 		applyCommand(opts, std),
 		userCommand(opts, std),
+		backupCommand(opts, std),
+		restoreCommand(opts, std),
 		versionCommand(std),
 		completionCommand(std),
 	)

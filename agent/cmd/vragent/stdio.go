@@ -11,6 +11,7 @@ import (
 // stdio is what a command reads from and writes to, and what it knows of its surroundings. Tests
 // bring their own.
 type stdio struct {
+	in       io.Reader
 	out, err io.Writer
 	color    bool // out is a terminal that wants colour
 	now      func() time.Time
@@ -19,6 +20,7 @@ type stdio struct {
 // terminal is the stdio of the process.
 func terminal() stdio {
 	return stdio{
+		in:    os.Stdin,
 		out:   os.Stdout,
 		err:   os.Stderr,
 		color: wantsColor(os.Getenv, isTerminal(os.Stdout)),

@@ -117,6 +117,9 @@ type Users struct {
 	sessions map[string]*Session  // by session id
 }
 
+// UserPrefix begins the keys of users in a Store; those of LDAP servers and links begin otherwise.
+const UserPrefix = userPrefix
+
 const userPrefix = "user/"
 
 // Open reads the users from the store.

@@ -170,6 +170,11 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader, v 
 	case http.StatusGatewayTimeout:
 		return errors.Join(c.decode(res, v), context.DeadlineExceeded)
 	}
+	return c.refusal(res)
+}
+
+// refusal is the error that an answer other than 200 tells of.
+func (c *Client) refusal(res *http.Response) error {
 	var p problem
 	if err := c.decode(res, &p); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"net/http"
@@ -25,6 +26,8 @@ type LocalOptions struct {
 	Companion *Companion
 	// Leases answers at /v1/leases. Nil: there are none.
 	Leases Leases
+	// Backup writes a backup of what no drop directory holds, at /v1/backup. Nil: there is none.
+	Backup func(ctx context.Context, out io.Writer) error
 	// More are handlers of other parts by the pattern that they answer at. Callers are looked at
 	// first, as for everything else here.
 	More map[string]http.Handler
@@ -59,6 +62,7 @@ type problem struct {
 //	POST /v1/users                            {"name": ..., "role": ...}: a user with new keys
 //	POST /v1/users/{name}/keys                new keys
 //	DELETE /v1/users/{name}                   404 for a user that does not exist
+//	GET  /v1/backup                           users, pool leases and taken passwords; broken off where that fails
 func Local(b Backend, opts LocalOptions) http.Handler {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -81,6 +85,9 @@ func Local(b Backend, opts LocalOptions) http.Handler {
 	}
 	if opts.Leases != nil {
 		leases(mux, opts.Leases)
+	}
+	if opts.Backup != nil {
+		mux.HandleFunc("GET /v1/backup", backup(opts.Backup, opts.Log))
 	}
 	for pattern, h := range opts.More {
 		mux.Handle(pattern, h)

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"vragent/agent/internal/drop"
 	"vragent/agent/internal/state"
@@ -104,6 +105,30 @@ func (e *Engine) Taken(_ context.Context, vm, password string) error {
 		if err := e.Dir.RemovePassword(vm, password); err != nil {
 			e.Log.Warn("taken password stays in the drop directory; it is not given out again", "vm", vm, "err", err)
 		}
+	}
+	return nil
+}
+
+// TakenPrefix begins the keys under which the store of units keeps which passwords were taken. A backup
+// has these records, and what is there of the rest comes from the drop directory.
+const TakenPrefix = takenPrefix
+
+// CheckTaken tells whether a record, such as one from a backup, says that a password was taken.
+func CheckTaken(key string, value []byte) error {
+	path, ok := strings.CutPrefix(key, takenPrefix)
+	if !ok {
+		return fmt.Errorf("%q is no key of taken passwords", key)
+	}
+	unit, err := drop.ParsePath(path)
+	if err != nil || unit.Kind != drop.VM || unit.Path() != path {
+		return fmt.Errorf("%s: is of no VM", key)
+	}
+	var t taken
+	if err := json.Unmarshal(value, &t); err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	if len(t.Hash) != sha256.Size || len(t.Salt) == 0 {
+		return fmt.Errorf("%s: holds no salted hash", key)
 	}
 	return nil
 }
