@@ -139,6 +139,7 @@ func New(opts Options) (a *Agent, err error) {
 		if a.cloudstack, err = cloudstack.New(door{a.engine}, records{a.dialect}, a.log); err != nil {
 			return a, fmt.Errorf("CloudStack dialect: %w", err)
 		}
+		a.cloudstack.DropDir, a.cloudstack.Databags = cfg.DropDir, cfg.CloudStack.Databags
 	}
 	a.metrics = a.newMetrics()
 	a.token = metrics.NewToken(cfg.API.MetricsToken, a.log)

@@ -64,8 +64,9 @@ type MetadataConfig struct {
 
 // CloudStackConfig is about the dialect of a CloudStack management server.
 type CloudStackConfig struct {
-	Enabled bool
-	Dir     string // where the server drops its files
+	Enabled  bool
+	Dir      string // where the server drops its files
+	Databags bool   // the files of the router's own scripts are kept, by vragent-cloudstack
 }
 
 // ConfigFault is one thing that is wrong with a configuration file. Line and Column count from 1;
@@ -93,7 +94,7 @@ func defaultConfig() *Config {
 		},
 		PublicInterface: "eth2",
 		Metadata:        MetadataConfig{GuestRate: 200, GuestConns: 64},
-		CloudStack:      CloudStackConfig{Dir: "/var/cache/cloud"},
+		CloudStack:      CloudStackConfig{Dir: "/var/cache/cloud", Databags: true},
 	}
 }
 
@@ -177,6 +178,7 @@ func (cfg *Config) lay(file string, data []byte) []strict.Fault {
 	cs := m.Mapping("cloudstack")
 	cfg.CloudStack.Enabled = cs.Bool("enabled", cfg.CloudStack.Enabled)
 	absolute(cs, "dir", &cfg.CloudStack.Dir)
+	cfg.CloudStack.Databags = cs.Bool("databags", cfg.CloudStack.Databags)
 	cs.Done()
 	md := m.Mapping("metadata")
 	if t := md.Text("tokens"); t.Set {

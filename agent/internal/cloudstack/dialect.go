@@ -74,6 +74,10 @@ type Result struct {
 type Dialect struct {
 	// Links lists the devices of the router; net.Interfaces unless it is set before the first call.
 	Links func() ([]net.Interface, error)
+	// DropDir and Databags are passed on to those who ask for the Guests: where the drop directory
+	// is, and whether the files of a router's own scripts are to be kept. Set before the first call.
+	DropDir  string
+	Databags bool
 
 	door  Door
 	store Store
@@ -305,13 +309,67 @@ func (d *Dialect) put(ctx context.Context, step *Step) (units []string, refused 
 			return nil, nil, fmt.Errorf("memory: %w", err)
 		}
 	}
+	d.change(func() { d.memory.Accept(step) })
+	return units, nil, nil
+}
+
+// change changes the memory and tells those who wait for it.
+func (d *Dialect) change(do func()) {
 	d.mu.Lock()
-	d.memory.Accept(step)
+	defer d.mu.Unlock()
+	do()
 	d.gen++
 	close(d.changed)
 	d.changed = make(chan struct{})
-	d.mu.Unlock()
-	return units, nil, nil
+}
+
+// Leave takes back all that the dialect has ever put into the drop directory, and forgets it: the
+// router is somebody else's from now on. It returns once nothing of it is in force. Leaving twice
+// changes nothing.
+func (d *Dialect) Leave(ctx context.Context) error {
+	select {
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var changes []Change
+	var units []string
+	remove := func(unit string) {
+		changes, units = append(changes, Change{Unit: unit, Remove: true}), append(units, unit)
+	}
+	for _, ip := range d.memory.addresses() {
+		if g := d.memory.guests[ip]; !g.Gone {
+			remove(guestUnit(g.Network, ip))
+		}
+	}
+	guests := slices.Clone(units)
+	for _, n := range d.memory.router.networks() {
+		remove(networkUnit(n.Name))
+	}
+	if len(changes) > 0 {
+		if err := d.door.Put(ctx, changes); err != nil {
+			return fmt.Errorf("drop directory: %w", err)
+		}
+		if _, err := d.door.Settle(ctx, units); err != nil {
+			return err
+		}
+	}
+	if len(guests) > 0 {
+		if err := d.door.Forget(ctx, guests); err != nil {
+			return err
+		}
+	}
+	values := map[string][]byte{routerKey: nil}
+	for ip := range d.memory.guests {
+		values[guestPrefix+ip.String()] = nil
+	}
+	if err := d.store.Commit(values); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	d.change(func() { d.memory = NewMemory() })
+	d.log.Info("cloudstack dialect left", "guests", len(guests))
+	return nil
 }
 
 // served leaves out the changes of folders that have no vm.yaml afterwards and so are no units.

@@ -2,9 +2,11 @@ package cloudstack
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -18,10 +20,18 @@ const guestsPath = "/v1/cloudstack/guests"
 // it: enough to write their databags, and what the server's health checks read.
 type Guests struct {
 	// Generation changes with what follows; GET with ?after=N waits for another one than N.
-	Generation uint64         `json:"generation"`
-	Router     string         `json:"router"`      // the router's own name
-	DataServer []netip.Addr   `json:"data_server"` // the addresses that guests are served on
-	Guests     []GuestSummary `json:"guests"`
+	Generation uint64           `json:"generation"`
+	Off        bool             `json:"off,omitempty"` // nobody wants the files to be kept
+	DropDir    string           `json:"drop_dir"`      // which the folders of units lie in
+	Router     string           `json:"router"`        // the router's own name
+	Networks   []NetworkSummary `json:"networks"`
+	Guests     []GuestSummary   `json:"guests"`
+}
+
+// NetworkSummary is a guest network.
+type NetworkSummary struct {
+	Serving netip.Addr   `json:"serving"` // the address that guests are served on
+	Subnet  netip.Prefix `json:"subnet"`
 }
 
 // GuestSummary is one address.
@@ -40,9 +50,9 @@ type GuestSummary struct {
 func (d *Dialect) Guests() Guests {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := Guests{Generation: d.gen, Router: d.memory.router.CmdLine["name"]}
+	out := Guests{Generation: d.gen, Off: !d.Databags, DropDir: d.DropDir, Router: d.memory.router.CmdLine["name"]}
 	for _, n := range d.memory.router.networks() {
-		out.DataServer = append(out.DataServer, n.serving())
+		out.Networks = append(out.Networks, NetworkSummary{n.serving(), n.Gateway.Masked()})
 	}
 	for _, ip := range d.memory.addresses() {
 		g := d.memory.guests[ip]
@@ -72,51 +82,80 @@ func (d *Dialect) serveGuests(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, d.Guests())
 }
 
-// DHCPEntries is the databag dhcpentry.json.
-func (g Guests) DHCPEntries() ([]byte, error) {
-	bag := map[string]any{"id": "dhcpentry"}
-	for _, s := range g.Guests {
-		if s.MAC == "" {
-			continue
-		}
-		bag[s.IP.String()] = map[string]any{
-			"type": "dhcpentry", "host_name": s.Hostname, "mac_address": s.MAC, "ipv4_address": s.IP.String(),
-			"ipv6_duid": "00:03:00:01:" + s.MAC, "default_gateway": s.Gateway, "default_entry": s.Default,
-			"remove": false, "lease_time": s.Lease,
-		}
-	}
-	return json.MarshalIndent(bag, "", "  ")
-}
+// Empty tells whether nothing is known at all.
+func (g Guests) Empty() bool { return g.Router == "" && len(g.Networks) == 0 && len(g.Guests) == 0 }
 
-// VMData is the databag vmdata.json; read returns the user data of a unit, nil where it has none.
-func (g Guests) VMData(read func(unit string) ([]byte, error)) ([]byte, error) {
-	bag := map[string]any{"id": "vmdata"}
-	for _, s := range g.Guests {
-		if len(s.Rows) == 0 {
-			continue
-		}
-		rows := slices.Clone(s.Rows)
-		for i, r := range rows {
-			if r[0] == nil || *r[0] != "userdata" {
+// WriteDHCPEntries writes the databag dhcpentry.json.
+func (g Guests) WriteDHCPEntries(w io.Writer) error {
+	return writeBag(w, "dhcpentry", func(put func(netip.Addr, any) error) error {
+		for _, s := range g.Guests {
+			if s.MAC == "" {
 				continue
 			}
-			data, err := read(s.Unit)
+			err := put(s.IP, map[string]any{
+				"type": types[DHCPEntry], "host_name": s.Hostname, "mac_address": s.MAC, "ipv4_address": s.IP.String(),
+				"ipv6_duid": "00:03:00:01:" + s.MAC, "default_gateway": s.Gateway, "default_entry": s.Default,
+				"remove": false, "lease_time": s.Lease,
+			})
 			if err != nil {
-				return nil, fmt.Errorf("user data of %s: %w", s.IP, err)
-			}
-			content := base64.StdEncoding.EncodeToString(data)
-			switch {
-			case data == nil: // none at all, which an empty text says
-				rows[i][2] = &content
-			case len(data) == 0:
-				rows[i][2] = nil
-			default:
-				rows[i][2] = &content
+				return err
 			}
 		}
-		bag[s.IP.String()] = rows
+		return nil
+	})
+}
+
+// WriteVMData writes the databag vmdata.json; read returns the user data of a unit, nil where it has
+// none. No more than one of them is held at a time.
+func (g Guests) WriteVMData(w io.Writer, read func(unit string) ([]byte, error)) error {
+	return writeBag(w, "vmdata", func(put func(netip.Addr, any) error) error {
+		for _, s := range g.Guests {
+			if len(s.Rows) == 0 {
+				continue
+			}
+			rows := slices.Clone(s.Rows)
+			for i, r := range rows {
+				if r[0] == nil || *r[0] != "userdata" {
+					continue
+				}
+				data, err := read(s.Unit)
+				if err != nil {
+					return fmt.Errorf("user data of %s: %w", s.IP, err)
+				}
+				content := base64.StdEncoding.EncodeToString(data)
+				rows[i][2] = &content // an empty text says that there is none at all
+				if data != nil && len(data) == 0 {
+					rows[i][2] = nil
+				}
+			}
+			if err := put(s.IP, rows); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// writeBag writes a databag entry by entry: one address after the other, in the order of the calls.
+func writeBag(w io.Writer, id string, each func(put func(netip.Addr, any) error) error) error {
+	if _, err := fmt.Fprintf(w, "{\n\"id\": %q", id); err != nil {
+		return err
 	}
-	return json.MarshalIndent(bag, "", "  ")
+	err := each(func(ip netip.Addr, v any) error {
+		var b bytes.Buffer
+		e := json.NewEncoder(&b)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(v); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(w, ",\n%q: %s", ip, bytes.TrimSpace(b.Bytes()))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, "\n}\n")
+	return err
 }
 
 // DHCPHosts is /etc/dhcphosts.txt, which the server's health check of DHCP reads.
@@ -146,8 +185,8 @@ func (g Guests) Hosts() []byte {
 	if g.Router != "" {
 		fmt.Fprintf(&b, "127.0.1.1\t%s\n", g.Router)
 	}
-	for _, a := range g.DataServer {
-		fmt.Fprintf(&b, "%s\t%s\n", a, strings.TrimSpace(g.Router+" data-server"))
+	for _, n := range g.Networks {
+		fmt.Fprintf(&b, "%s\t%s\n", n.Serving, strings.TrimSpace(g.Router+" data-server"))
 	}
 	for _, s := range g.Guests {
 		if s.MAC != "" && s.Hostname != "" {
@@ -155,4 +194,35 @@ func (g Guests) Hosts() []byte {
 		}
 	}
 	return b.Bytes()
+}
+
+// Leases is a file of dnsmasq's leases that ends those of VMs that are gone: a server that begins with
+// it gives each address to the VM that has it now.
+func (g Guests) Leases() []byte {
+	var b bytes.Buffer
+	for _, s := range g.Guests {
+		if s.MAC != "" {
+			fmt.Fprintf(&b, "0 %s %s %s *\n", s.MAC, s.IP, cmp.Or(s.Hostname, "*"))
+		}
+	}
+	return b.Bytes()
+}
+
+// PasswordFile is the file of the password server that listens on serving; read returns the password
+// that the guest of a unit has not taken yet, or nothing.
+func (g Guests) PasswordFile(serving netip.Addr, read func(unit string) ([]byte, error)) ([]byte, error) {
+	var b bytes.Buffer
+	for _, s := range g.Guests {
+		if !slices.ContainsFunc(g.Networks, func(n NetworkSummary) bool { return n.Serving == serving && n.Subnet.Contains(s.IP) }) {
+			continue
+		}
+		password, err := read(s.Unit)
+		if err != nil {
+			return nil, fmt.Errorf("password of %s: %w", s.IP, err)
+		}
+		if password, _, _ := strings.Cut(string(password), "\n"); password != "" {
+			fmt.Fprintf(&b, "%s=%s\n", s.IP, password)
+		}
+	}
+	return b.Bytes(), nil
 }

@@ -9,12 +9,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"syscall"
 	"time"
 )
 
 // ApplyPath is where a Handler answers.
 const ApplyPath = "/v1/cloudstack/apply"
+
+const leavePath = "/v1/cloudstack/leave"
 
 // maxBody bounds one request; Client sends larger numbers of files in several.
 const maxBody = 64 << 20
@@ -36,6 +39,7 @@ type applyAnswer struct {
 //	POST /v1/cloudstack/apply   {"files": [{"name": ..., "data": base64}]}: what became of each file;
 //	                            503 with the reason where they could not be taken in
 //	GET  /v1/cloudstack/guests  what an original of the router would know of the guests (Guests)
+//	POST /v1/cloudstack/leave   all of that is taken back and forgotten (Leave)
 //
 // The handler trusts its callers, whom the socket has let in.
 func (d *Dialect) Handler() http.Handler {
@@ -54,6 +58,13 @@ func (d *Dialect) Handler() http.Handler {
 		answer(w, http.StatusOK, applyAnswer{Results: results})
 	})
 	mux.HandleFunc("GET "+guestsPath, d.serveGuests)
+	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) {
+		if err := d.Leave(r.Context()); err != nil {
+			answer(w, http.StatusServiceUnavailable, applyAnswer{Error: err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, applyAnswer{})
+	})
 	return mux
 }
 
@@ -116,6 +127,30 @@ func (c *Client) Apply(ctx context.Context, files []File) ([]Result, error) {
 		files = files[n:]
 	}
 	return all, nil
+}
+
+// Guests returns what is known of the guests as soon as that is something else than it was at
+// generation after; 0 is no generation.
+func (c *Client) Guests(ctx context.Context, after uint64) (Guests, error) {
+	var g Guests
+	path := guestsPath
+	if after != 0 {
+		path += "?after=" + strconv.FormatUint(after, 10)
+	}
+	data, err := c.do(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return g, err
+	}
+	if err := json.Unmarshal(data, &g); err != nil {
+		return g, fmt.Errorf("%s: answer cannot be read: %w", c.path, err)
+	}
+	return g, nil
+}
+
+// Leave has the dialect take everything back, as Dialect.Leave does.
+func (c *Client) Leave(ctx context.Context) error {
+	_, err := c.do(ctx, http.MethodPost, leavePath, nil)
+	return err
 }
 
 // do sends one request and returns the body of a good answer.

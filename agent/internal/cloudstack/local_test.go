@@ -85,9 +85,10 @@ func TestTakenFilesAreArchived(t *testing.T) {
 		!strings.Contains(string(g.Hosts()), "10.1.1.1\tr-1-VM data-server\n10.1.1.50\tweb") {
 		t.Errorf("guests = %+v\n%s%s", g, g.DHCPHosts(), g.Hosts())
 	}
-	bag, err := g.VMData(func(unit string) ([]byte, error) { return b.door.files[unit][userFile], nil })
-	if err != nil || !strings.Contains(string(bag), `"YQ=="`) {
-		t.Errorf("vmdata = %s, %v", bag, err)
+	var bag strings.Builder
+	err := g.WriteVMData(&bag, func(unit string) ([]byte, error) { return b.door.files[unit][userFile], nil })
+	if err != nil || !strings.Contains(bag.String(), `"YQ=="`) {
+		t.Errorf("vmdata = %s, %v", &bag, err)
 	}
 }
 
