@@ -158,6 +158,13 @@ func (b *prober) nudge() {
 	}
 }
 
+// any reports whether requests wait.
+func (b *prober) any() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.waiting) > 0
+}
+
 // all takes the requests that wait.
 func (b *prober) all() map[MAC]Packet {
 	b.mu.Lock()
@@ -167,25 +174,31 @@ func (b *prober) all() map[MAC]Packet {
 	return waiting
 }
 
-// runProber keeps the reserve of a port until the port is closed.
+// runProber keeps the reserve of a port until nothing is received there any more, and then answers once more
+// those that wait.
 func (s *Server) runProber(index int, p *port) {
 	p.sender.hold()
 	defer p.sender.release()
 	work := &worker{server: s, port: p, out: outbox{index: index}}
 	tick := time.NewTicker(proberTick)
 	defer tick.Stop()
+	defer func() {
+		if p.prober.any() && s.probeRound(index, p) {
+			s.answerWaiting(work)
+		}
+	}()
 	for {
 		for s.probeRound(index, p) {
 			s.answerWaiting(work)
 			select {
-			case <-p.closed:
+			case <-p.over:
 				return
 			default:
 			}
 		}
 		s.answerWaiting(work)
 		select {
-		case <-p.closed:
+		case <-p.over:
 			return
 		case <-tick.C:
 		case <-p.prober.wake:

@@ -23,23 +23,28 @@ type ServerOptions struct {
 	Now    func() time.Time // nil is time.Now
 	// Leases is the stable storage of pool leases; without it pools serve nobody.
 	Leases Leases
+	// Sockets opens the sockets that clients are heard on; nil: they end with the process.
+	Sockets Sockets
 }
 
 // Server answers the clients of guest devices from a Table. Its methods are safe for concurrent use.
 type Server struct {
-	table  *Table
-	log    *slog.Logger
-	now    func() time.Time
-	leases Leases
-	past   *history
-	inbox  sync.Pool
-	count  counters
-	wake   chan struct{} // a port needs its prober
-	quiet  quiet
+	table   *Table
+	log     *slog.Logger
+	now     func() time.Time
+	leases  Leases
+	sockets Sockets
+	past    *history
+	inbox   sync.Pool
+	count   counters
+	wake    chan struct{} // a port needs its prober
+	started chan struct{}
+	quiet   quiet
 
 	// Workers never take mu: it is held while a socket is closed, which waits for its worker.
 	mu         sync.Mutex
 	running    bool
+	serving    bool           // the leases have been read
 	wanted     map[int]Device // by index; those with networks only
 	open       map[int]*port
 	faults     map[int]Fault // by index
@@ -62,22 +67,26 @@ type port struct {
 	sender   *sender
 	limit    limiter
 	prober   prober
-	closed   chan struct{}
+	closed   chan struct{} // closes when no more is to be received
+	over     chan struct{} // closes when no more will be
 }
 
 // NewServer returns a server that answers from t once it runs.
 func NewServer(t *Table, opts ServerOptions) *Server {
 	s := &Server{
-		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, past: newHistory(),
+		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, sockets: opts.Sockets, past: newHistory(),
 		inbox:  sync.Pool{New: func() any { return newInbox() }},
 		wanted: make(map[int]Device), open: make(map[int]*port), faults: make(map[int]Fault),
-		quiet: quiet{logged: make(map[string]*backoff)}, wake: make(chan struct{}, 1),
+		quiet: quiet{logged: make(map[string]*backoff)}, wake: make(chan struct{}, 1), started: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.sockets == nil {
+		s.sockets = ownSockets{}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,7 +95,7 @@ func NewServer(t *Table, opts ServerOptions) *Server {
 	return s
 }
 
-// SetDevices says what the devices look like now. While the server runs, devices that are new and have
+// SetDevices says what the devices look like now. Once the server has started, devices that are new and have
 // networks are served when SetDevices returns, those that vanished or have no networks left are not any
 // more, and the rest is left alone. A known name with a new index is another device. What cannot be
 // opened is logged, stands in Faults and is tried again. Calling it again with the same devices does
@@ -105,13 +114,17 @@ func (s *Server) SetDevices(devices []Device) {
 			delete(s.faults, index)
 		}
 	}
-	if s.running {
+	if s.serving {
 		s.reconcile()
 	}
 }
 
-// Run reads the leases and serves until ctx ends, then commits what waits, closes all sockets and
-// returns nil.
+// Started closes once Run has read the leases, or has found that it cannot, and serves the devices that
+// it was told of before.
+func (s *Server) Started() <-chan struct{} { return s.started }
+
+// Run reads the leases and serves until ctx ends, then answers what has been received, commits what
+// waits, closes all sockets and returns nil. It is called once.
 func (s *Server) Run(ctx context.Context) error {
 	s.mu.Lock()
 	if s.running {
@@ -121,10 +134,12 @@ func (s *Server) Run(ctx context.Context) error {
 	s.running = true
 	s.mu.Unlock()
 
-	s.readLeases()
+	s.readLeases() // before the first client is heard, who may be a stranger
 	s.mu.Lock()
+	s.serving = true
 	s.reconcile()
 	s.mu.Unlock()
+	close(s.started)
 	journalCtx, endJournal := context.WithCancel(context.WithoutCancel(ctx))
 	defer endJournal()
 	var journal sync.WaitGroup
@@ -136,7 +151,7 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			s.mu.Lock()
-			s.running = false
+			s.serving = false
 			for index := range s.open {
 				s.shut(index)
 			}
@@ -190,6 +205,7 @@ func (s *Server) reconcile() {
 	for index := range s.open {
 		if _, ok := s.wanted[index]; !ok {
 			s.shut(index)
+			s.sockets.Drop(socketName(index))
 		}
 	}
 	for index, d := range s.wanted {
@@ -240,15 +256,17 @@ func (s *Server) fault(d Device, err error) {
 
 // openPort opens a device and starts to serve it. The caller holds s.mu.
 func (s *Server) openPort(d Device) error {
-	l, err := listen(d.Name, d.Index)
+	l, err := s.listen(d.Name, d.Index)
 	if err != nil {
 		return err
 	}
 	out, err := openSender(d.Name, d.Index)
 	if err != nil {
-		return errors.Join(err, l.close())
+		err = errors.Join(err, l.close())
+		s.sockets.Drop(socketName(d.Index))
+		return err
 	}
-	p := &port{listener: l, sender: out, closed: make(chan struct{}), prober: newProber()}
+	p := &port{listener: l, sender: out, closed: make(chan struct{}), over: make(chan struct{}), prober: newProber()}
 	p.device.Store(&d)
 	s.open[d.Index] = p
 	s.tasks.Go(func() { s.serve(d.Index, p) })
@@ -265,6 +283,7 @@ func (s *Server) shut(index int) {
 	if err := p.listener.close(); err != nil {
 		s.log.Warn("closing a socket", "device", p.device.Load().Name, "reason", err)
 	}
+	close(p.over)
 	p.sender.release()
 	s.log.Info("no longer serving DHCP", "device", p.device.Load().Name)
 }
@@ -282,6 +301,7 @@ func (s *Server) serve(index int, p *port) {
 	defer s.mu.Unlock()
 	if s.open[index] == p {
 		s.shut(index)
+		s.sockets.Drop(socketName(index))
 		if d, ok := s.wanted[index]; ok {
 			s.fault(d, fmt.Errorf("receive: %w", err))
 		}

@@ -26,27 +26,27 @@ const (
 // waited for or not. It knows an epoll instance in between, through which the socket reports once, and then
 // not again until it is armed.
 type listener struct {
-	fd     int
-	events *os.File // the epoll instance
-	epoll  int      // its descriptor
-	raw    syscall.RawConn
+	fd      int
+	events  *os.File // the epoll instance
+	epoll   int      // its descriptor
+	raw     syscall.RawConn
+	dropped uint64 // datagrams before its time: the socket may be older
 }
 
-// listen opens the server's port on a device. Other devices have sockets of their own. Without
+// openSocket opens the server's port on a device. Other devices have sockets of their own. Without
 // SO_REUSEADDR a second server on the port is an error here, not a surprise for the guests.
-func listen(device string, index int) (*listener, error) {
+func openSocket(device string, index int) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_UDP)
 	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
+		return -1, fmt.Errorf("socket: %w", err)
 	}
-	if err := setUpListener(fd, device, index); err != nil {
-		return nil, errors.Join(err, unix.Close(fd))
+	if err := setUpSocket(fd, device, index); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
 	}
-	l, err := newListener(fd, device)
-	if err != nil {
-		return nil, errors.Join(err, unix.Close(fd))
+	if err := bindSocket(fd, device); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
 	}
-	return l, nil
+	return fd, nil
 }
 
 // newListener makes a listener of a socket, which it owns from then on.
@@ -63,13 +63,15 @@ func newListener(fd int, device string) (*listener, error) {
 		return nil, errors.Join(fmt.Errorf("epoll: %w", err), unix.Close(epoll))
 	}
 	l := &listener{fd: fd, epoll: epoll, events: os.NewFile(uintptr(epoll), "dhcp "+device)}
+	l.dropped = l.drops()
 	if l.raw, err = l.events.SyscallConn(); err != nil {
 		return nil, errors.Join(err, l.events.Close())
 	}
 	return l, nil
 }
 
-func setUpListener(fd int, device string, index int) error {
+// setUpSocket sets a socket's options. Doing it again changes nothing.
+func setUpSocket(fd int, device string, index int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, index); err != nil {
 		return fmt.Errorf("bind to device %s: %w", device, err)
 	}
@@ -77,6 +79,10 @@ func setUpListener(fd int, device string, index int) error {
 		return fmt.Errorf("IP_PKTINFO: %w", err)
 	}
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	return nil
+}
+
+func bindSocket(fd int, device string) error {
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: serverPort}); err != nil {
 		if errors.Is(err, unix.EADDRINUSE) {
 			return fmt.Errorf("UDP port %d on %s is taken, another DHCP server or relay runs: %w", serverPort, device, err)
@@ -96,8 +102,8 @@ func setBuffer(fd, force, plain int) {
 // close ends wait, waits until take has returned, and closes the socket. It is called once.
 func (l *listener) close() error { return errors.Join(l.events.Close(), unix.Close(l.fd)) }
 
-// drops returns how many datagrams the kernel threw away because the buffer was full. It is not called
-// after close.
+// drops returns how many datagrams the kernel has thrown away because the buffer was full, since the
+// listener was made. It is not called after close.
 func (l *listener) drops() uint64 {
 	var info [16]uint32 // SO_MEMINFO; element 8 are the drops
 	size := uint32(unsafe.Sizeof(info))
@@ -106,7 +112,7 @@ func (l *listener) drops() uint64 {
 	if errno != 0 {
 		return 0
 	}
-	return uint64(info[8])
+	return uint64(info[8]) - l.dropped
 }
 
 // recvmmsg(2) and sendmmsg(2) are called with MSG_DONTWAIT and as raw calls, of which the runtime knows
