@@ -1,8 +1,9 @@
 // Command vragent-cloudstack stands on a CloudStack router in the place of two programs that its
 // management server starts there, and answers to their names:
 //
-//	update_config.py NAME [false]   takes one dropped file in
-//	vr_cfg.sh -c FILE               takes an aggregated file in
+//	update_config.py NAME [false]                     takes one dropped file in
+//	vr_cfg.sh -c FILE                                 takes an aggregated file in
+//	vragent-extension COMMAND PAYLOAD-FILE [TIMEOUT]  takes a call of a NetworkOrchestrator extension in
 //
 // What guests are served from goes to the agent; everything else goes to the originals, which lie
 // beside it with .cloudstack appended to their names.
@@ -26,9 +27,11 @@ import (
 type router struct {
 	bin string // the folder of the diverted programs
 	in  cloudstack.Intake
-	out io.Writer // the management server reads it
-	err io.Writer
-	log *os.File // where the originals log as well
+	// calls takes in what an extension is called for.
+	calls caller
+	out   io.Writer // the management server reads it
+	err   io.Writer
+	log   *os.File // where the originals log as well
 
 	// become puts a program in the place of this one; it returns only where it cannot. nil: it is
 	// started and waited for.
@@ -49,7 +52,8 @@ func main() {
 			Taker:   client,
 			Archive: cloudstack.Archive{Dir: cmp.Or(os.Getenv("VRAGENT_CLOUD_DIR"), "/var/cache/cloud")},
 		},
-		out: os.Stdout, err: os.Stderr, log: openLog(cmp.Or(os.Getenv("VRAGENT_CLOUD_LOG"), "/var/log/cloud.log")),
+		calls: client,
+		out:   os.Stdout, err: os.Stderr, log: openLog(cmp.Or(os.Getenv("VRAGENT_CLOUD_LOG"), "/var/log/cloud.log")),
 		become: syscall.Exec, flush: flushConntrack,
 	}
 	os.Exit(r.run(ctx, filepath.Base(os.Args[0]), os.Args[1:]))
@@ -72,8 +76,10 @@ func (r *router) run(ctx context.Context, name string, args []string) int {
 		return r.updateConfig(ctx, way{env: os.Environ(), out: r.out, replace: true}, args)
 	case "vr_cfg.sh":
 		return r.vrConfig(ctx, args)
+	case "vragent-extension":
+		return r.extension(ctx, args)
 	}
-	fmt.Fprintln(r.err, "vragent-cloudstack: call it as update_config.py or vr_cfg.sh, by a symbolic link of that name")
+	fmt.Fprintln(r.err, "vragent-cloudstack: call it as update_config.py, vr_cfg.sh or vragent-extension, by a symbolic link of that name")
 	return 64
 }
 

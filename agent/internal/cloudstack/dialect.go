@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"path"
 	"slices"
 	"strings"
@@ -72,8 +71,8 @@ type Result struct {
 // Dialect takes files of a management server in. It is safe for concurrent use; files are taken in
 // one after the other, in the order of the calls.
 type Dialect struct {
-	// Links lists the devices of the router; net.Interfaces unless it is set before the first call.
-	Links func() ([]net.Interface, error)
+	// Links lists the devices of the router: Links, unless something else is set before the first call.
+	Links func() ([]Link, error)
 	// DropDir and Databags are passed on to those who ask for the Guests: where the drop directory
 	// is, and whether the files of a router's own scripts are to be kept. Set before the first call.
 	DropDir  string
@@ -85,9 +84,10 @@ type Dialect struct {
 
 	turn chan struct{} // held while files are taken in
 
-	mu      sync.Mutex // guards memory against readers, while turn guards it against writers
-	memory  *Memory
-	changed chan struct{} // closed when generation grows
+	mu      sync.Mutex         // guards memory against readers, while turn guards it against writers
+	memory  *Memory            // of the router itself
+	scopes  map[string]*Memory // of the networks of an extension
+	changed chan struct{}      // closed when generation grows
 	gen     uint64
 }
 
@@ -98,11 +98,15 @@ func New(door Door, store Store, log *slog.Logger) (*Dialect, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	d := &Dialect{
-		Links: net.Interfaces, door: door, store: store, log: log,
-		turn: make(chan struct{}, 1), memory: NewMemory(), changed: make(chan struct{}), gen: uint64(time.Now().UnixNano()),
+		Links: Links, door: door, store: store, log: log,
+		turn: make(chan struct{}, 1), memory: NewMemory(), scopes: make(map[string]*Memory), changed: make(chan struct{}), gen: uint64(time.Now().UnixNano()),
 	}
 	err := store.Each("", func(key string, value []byte) error {
-		if err := d.memory.load(key, value); err != nil {
+		m := d.memory
+		if scope, rest, ok := cutScope(key); ok {
+			m, key = d.scope(scope), rest
+		}
+		if err := m.load(key, value); err != nil {
 			log.Error("entry of the memory left out", "err", err)
 		}
 		return nil
@@ -119,12 +123,11 @@ func New(door Door, store Store, log *slog.Logger) (*Dialect, error) {
 // daemon stops. What had been in force is so still, or the file's content is, and taking the same
 // files in again is right.
 func (d *Dialect) Apply(ctx context.Context, files []File) ([]Result, error) {
-	select {
-	case d.turn <- struct{}{}:
-		defer func() { <-d.turn }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	done, err := d.begin(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer done()
 	results := make([]Result, len(files))
 	var events []Event
 	var at []int // of events, in results
@@ -137,26 +140,51 @@ func (d *Dialect) Apply(ctx context.Context, files []File) ([]Result, error) {
 		}
 		events, at = append(events, e), append(at, i)
 	}
-	if err := d.take(ctx, events, at, results); err != nil {
+	if err := d.take(ctx, d.memory, events, at, results); err != nil {
 		return nil, err
 	}
 	for _, r := range results {
-		switch {
-		case r.State == Rejected:
-			d.log.Error("cloudstack file rejected", "file", r.Name, "reason", r.Reason)
-		default:
-			d.log.Info("cloudstack file taken in", "file", r.Name, "state", r.State)
-		}
-		for _, note := range r.Notes {
-			d.log.Warn("cloudstack file", "file", r.Name, "note", note)
-		}
+		d.tell(r)
 	}
 	return results, nil
 }
 
+// begin waits until no other files are being taken in.
+func (d *Dialect) begin(ctx context.Context) (done func(), err error) {
+	select {
+	case d.turn <- struct{}{}:
+		return func() { <-d.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// tell logs what became of a file.
+func (d *Dialect) tell(r Result) {
+	if r.State == Rejected {
+		d.log.Error("cloudstack file rejected", "file", r.Name, "reason", r.Reason)
+	} else {
+		d.log.Info("cloudstack file taken in", "file", r.Name, "state", r.State)
+	}
+	for _, note := range r.Notes {
+		d.log.Warn("cloudstack file", "file", r.Name, "note", note)
+	}
+}
+
+// scope returns the memory of a network of an extension.
+func (d *Dialect) scope(name string) *Memory {
+	m := d.scopes[name]
+	if m == nil {
+		m = NewMemory()
+		m.router.Scope = name
+		d.scopes[name] = m
+	}
+	return m
+}
+
 // take brings events into force together, which spares guests every state in between, or one by one
 // where that would have some of them rejected.
-func (d *Dialect) take(ctx context.Context, events []Event, at []int, results []Result) error {
+func (d *Dialect) take(ctx context.Context, m *Memory, events []Event, at []int, results []Result) error {
 	if len(events) == 0 {
 		return nil
 	}
@@ -164,7 +192,7 @@ func (d *Dialect) take(ctx context.Context, events []Event, at []int, results []
 	if err != nil {
 		return err
 	}
-	step := d.memory.Fold(around...)
+	step := m.Fold(around...)
 	units, refused, err := d.put(ctx, step)
 	if err != nil {
 		return err
@@ -175,17 +203,17 @@ func (d *Dialect) take(ctx context.Context, events []Event, at []int, results []
 			return err
 		}
 		if len(events) == 1 {
-			results[at[0]].worsen(append(verdicts, d.memory.waiting(events[0])...))
+			results[at[0]].worsen(append(verdicts, m.waiting(events[0])...))
 			return nil
 		}
-		return d.attribute(events, at, results, verdicts)
+		return d.attribute(m, events, at, results, verdicts)
 	}
 	if len(events) == 1 {
 		results[at[0]].worsen(refused)
 		return nil
 	}
 	for i := range events {
-		if err := d.take(ctx, events[i:i+1], at[i:i+1], results); err != nil {
+		if err := d.take(ctx, m, events[i:i+1], at[i:i+1], results); err != nil {
 			return err
 		}
 	}
@@ -211,7 +239,7 @@ func (d *Dialect) surrounded(events []Event) ([]Event, error) {
 }
 
 // attribute tells for each of many events what became of the units that it concerns by itself.
-func (d *Dialect) attribute(events []Event, at []int, results []Result, verdicts []Verdict) error {
+func (d *Dialect) attribute(m *Memory, events []Event, at []int, results []Result, verdicts []Verdict) error {
 	byUnit := make(map[string]Verdict)
 	for _, v := range verdicts {
 		if v.State == Pending || v.State == Rejected {
@@ -219,13 +247,13 @@ func (d *Dialect) attribute(events []Event, at []int, results []Result, verdicts
 		}
 	}
 	for i := range events {
-		own := d.memory.waiting(events[i])
+		own := m.waiting(events[i])
 		if len(byUnit) == 0 {
 			results[at[i]].worsen(own)
 			continue
 		}
 		// Folded again, alone, it names its units; the memory says where they are by now.
-		for _, c := range d.memory.Fold(events[i]).Changes() {
+		for _, c := range m.Fold(events[i]).Changes() {
 			if v, ok := byUnit[c.Unit]; ok {
 				own = append(own, v)
 			}
@@ -309,7 +337,7 @@ func (d *Dialect) put(ctx context.Context, step *Step) (units []string, refused 
 			return nil, nil, fmt.Errorf("memory: %w", err)
 		}
 	}
-	d.change(func() { d.memory.Accept(step) })
+	d.change(func() { step.memory.Accept(step) })
 	return units, nil, nil
 }
 

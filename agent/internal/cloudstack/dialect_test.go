@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -436,24 +435,18 @@ func TestAggregatedSample(t *testing.T) {
 // TestPublicAddress pins which device and which of its addresses guests are told of: the one that
 // the world sees them with, wherever the NIC is by now.
 func TestPublicAddress(t *testing.T) {
-	nic := func(name, mac string) net.Interface {
-		hw, err := net.ParseMAC(mac)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return net.Interface{Name: name, HardwareAddr: hw, MTU: 1500}
-	}
+	nic := func(name, mac string) Link { return Link{Name: name, MAC: mac, MTU: 1500} }
 	const file = `ip_associations.json {"ip_address":[{"public_ip":"203.0.113.20","source_nat":false,"add":true,"nic_dev_id":2,"nw_type":"Public"},` +
 		`{"public_ip":"203.0.113.24","source_nat":true,"add":true,"vif_mac_address":"1E:00:63:00:04:b5","nic_dev_id":2,"nw_type":"Public"}]}`
 	for _, test := range []struct {
 		name  string
-		links []net.Interface
+		links []Link
 		files []string
 		want  string
 	}{
 		{"nothing is said of it", nil, nil, "eth2 invalid IP"},
-		{"no NIC has the MAC", []net.Interface{nic("eth2", "02:00:00:00:00:02")}, []string{file}, "eth2 203.0.113.24"},
-		{"the MAC is that of another NIC", []net.Interface{nic("br0", "1e:00:63:00:04:b5"), nic("eth3", "1e:00:63:00:04:b5")}, []string{file}, "eth3 203.0.113.24"},
+		{"no NIC has the MAC", []Link{nic("eth2", "02:00:00:00:00:02")}, []string{file}, "eth2 203.0.113.24"},
+		{"the MAC is that of another NIC", []Link{nic("br0", "1e:00:63:00:04:b5"), nic("eth3", "1e:00:63:00:04:b5")}, []string{file}, "eth3 203.0.113.24"},
 		{"the address goes", nil, []string{file, strings.ReplaceAll(file, `"add":true`, `"add":false`)}, "eth2 invalid IP"},
 		{"another becomes the source", nil, []string{file, strings.ReplaceAll(strings.ReplaceAll(file, `"source_nat":true`, `"source_nat":0`), `"source_nat":false`, `"source_nat":1`)}, "eth2 203.0.113.20"},
 		{"it belongs to a private gateway", nil, []string{strings.ReplaceAll(file, `"add"`, `"is_private_gateway":true,"add"`)}, "eth2 invalid IP"},
@@ -474,7 +467,7 @@ func TestPublicAddress(t *testing.T) {
 
 func TestGuestsAreToldTheMTUOfTheirLink(t *testing.T) {
 	b := newBench(t)
-	b.links = []net.Interface{{Name: "eth0", MTU: 1450}, {Name: "eth1", MTU: 9000}, {Name: "eth2", MTU: 1500}}
+	b.links = []Link{{Name: "eth0", MTU: 1450}, {Name: "eth1", MTU: 9000}, {Name: "eth2", MTU: 1500}}
 	b.take(isolated)
 	if n := b.network(net0); n.MTU != 1450 {
 		t.Errorf("MTU = %d, want 1450", n.MTU)

@@ -7,5 +7,8 @@
 // tells what became of each file. Archive and Aggregated serve the programs that a management
 // server starts on the router, which talk to the Dialect by Client and Handler.
 //
+// A newer server drives DHCP and user data by an extension, whose calls (ParseCall) are folded in the
+// same way, each network by a Memory of its own, since networks of different tenants may overlap.
+//
 // The package alone knows those formats. What the units say in the end is judged elsewhere.
 package cloudstack

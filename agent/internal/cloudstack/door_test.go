@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -164,7 +164,7 @@ type bench struct {
 	t     *testing.T
 	door  *fakeDoor
 	store fakeStore
-	links []net.Interface // of the router
+	links []Link // of the router
 	*Dialect
 }
 
@@ -180,7 +180,7 @@ func (b *bench) restart() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	d.Links = func() ([]net.Interface, error) { return b.links, nil }
+	d.Links = func() ([]Link, error) { return b.links, nil }
 	b.Dialect = d
 }
 
@@ -237,4 +237,11 @@ func (b *bench) guest(network, ip string) string {
 		user = `"` + string(data) + `"`
 	}
 	return strings.Join([]string{or(mac[max(0, len(mac)-2):]), or(vm.Meta["vm-id"]), or(user), or(vm.Password)}, " ")
+}
+
+func addrs(list ...string) (out []netip.Addr) {
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
 }

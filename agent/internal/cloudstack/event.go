@@ -107,6 +107,7 @@ type (
 		Gateway  netip.Addr
 		Default  bool
 		Seconds  int64 // 0: infinite
+		NIC      []string
 	}
 
 	// vmData is all metadata of the VM with an address.
@@ -175,7 +176,7 @@ func Parse(name string, data []byte) (Event, error) {
 // ofRouter tells whether the event is of the router and its networks, not of a guest.
 func (e Event) ofRouter() bool {
 	switch e.body.(type) {
-	case lease, vmData, vmPassword, nothing:
+	case lease, vmData, vmPassword, vmPart, nicOptions, ended, nothing:
 		return false
 	}
 	return true
@@ -365,20 +366,28 @@ func parseDHCPConfig(data []byte) (dhcpConfig, error) {
 	return out, nil
 }
 
+// rawLease is a NIC as the server writes it.
+type rawLease struct {
+	Add      *flag `json:"add"`
+	Remove   flag  `json:"remove"`
+	Hostname text  `json:"host_name"`
+	MAC      text  `json:"mac_address"`
+	IP       text  `json:"ipv4_address"`
+	Gateway  text  `json:"default_gateway"`
+	Default  *flag `json:"default_entry"`
+	Lease    text  `json:"lease_time"`
+}
+
 func (e *Event) parseLease(data []byte) (any, error) {
-	var raw struct {
-		Add      *flag `json:"add"`
-		Remove   flag  `json:"remove"`
-		Hostname text  `json:"host_name"`
-		MAC      text  `json:"mac_address"`
-		IP       text  `json:"ipv4_address"`
-		Gateway  text  `json:"default_gateway"`
-		Default  *flag `json:"default_entry"`
-		Lease    text  `json:"lease_time"`
-	}
+	var raw rawLease
 	if err := decode(data, &raw); err != nil {
 		return nil, err
 	}
+	return e.lease(raw)
+}
+
+// lease checks a NIC.
+func (e *Event) lease(raw rawLease) (any, error) {
 	l := lease{
 		Remove:   bool(raw.Remove) || raw.Add != nil && !bool(*raw.Add),
 		Hostname: strings.TrimSuffix(raw.Hostname.trim(), "."), Gateway: anIPv4(raw.Gateway),
@@ -441,10 +450,17 @@ func (e *Event) parseVMData(data []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := vmData{IP: ip, Meta: make(map[string]string)}
+	v, err := e.sortRows(raw.Rows)
+	v.IP = ip
+	return v, err
+}
+
+// sortRows sorts rows of a VM's data.
+func (e *Event) sortRows(rows [][]*text) (v vmData, err error) {
+	v.Meta = make(map[string]string)
 	instance := ""
 	names := make(map[string]string) // by their lower-case form, which is how guests ask
-	for i, r := range raw.Rows {
+	for i, r := range rows {
 		if len(r) < 2 || r[0] == nil || r[1] == nil {
 			e.note("row %d of vm_metadata has no name", i)
 			continue
@@ -462,7 +478,7 @@ func (e *Event) parseVMData(data []byte) (any, error) {
 			}
 			row[2] = nil
 			if v.User, err = userData(content); err != nil {
-				return nil, err
+				return v, err
 			}
 		case "metadata":
 			served := strings.TrimSpace(name)

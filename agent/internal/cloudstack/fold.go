@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 )
 
 // Change is what becomes of one unit of the drop directory.
@@ -165,6 +162,12 @@ func (s *Step) fold(body any) {
 		s.foldData(b)
 	case vmPassword:
 		s.foldPassword(b)
+	case vmPart:
+		s.foldPart(b)
+	case nicOptions:
+		s.foldOptions(b)
+	case ended:
+		s.foldEnd()
 	case nothing:
 	default:
 		s.foldRouter(b)
@@ -197,6 +200,9 @@ func (s *Step) foldLease(l lease) {
 		g.Held, g.Expect = false, ""
 	}
 	g.MAC, g.Hostname, g.Gateway, g.Default, g.Seconds = l.MAC, l.Hostname, l.Gateway, l.Default, l.Seconds
+	if len(l.NIC) > 0 {
+		g.NIC = l.NIC
+	}
 	s.setGuest(l.IP, g)
 	s.learnGateway(l)
 	s.write(l.IP, nil)
@@ -237,10 +243,7 @@ func (s *Step) foldPassword(p vmPassword) {
 
 // clear makes room for a new VM on an address and returns the network of its unit.
 func (s *Step) clear(ip netip.Addr, old *guest) string {
-	name := unplaced
-	if n := place(s.networks(), ip); n != nil {
-		name = n.Name
-	}
+	name := s.home(place(s.networks(), ip))
 	unit := guestUnit(name, ip)
 	switch {
 	case old == nil || old.Gone:
@@ -251,6 +254,17 @@ func (s *Step) clear(ip netip.Addr, old *guest) string {
 	}
 	s.put(unit, everything())
 	return name
+}
+
+// home is the name that units of a network's addresses begin with; in is nil where it is unknown.
+func (s *Step) home(in *network) string {
+	switch {
+	case in != nil:
+		return in.Name
+	case s.currentRouter().Scope != "":
+		return s.currentRouter().Scope + "-" + unplaced
+	}
+	return unplaced
 }
 
 // end takes a VM off an address. What it was is remembered, to tell it from the next one.
@@ -264,10 +278,7 @@ func (s *Step) end(ip netip.Addr, g *guest) {
 func (s *Step) write(ip netip.Addr, files map[string][]byte) {
 	g := s.guest(ip)
 	in := place(s.networks(), ip)
-	name := unplaced
-	if in != nil {
-		name = in.Name
-	}
+	name := s.home(in)
 	unit := guestUnit(name, ip)
 	if g.Network != name {
 		old := guestUnit(g.Network, ip)
@@ -320,6 +331,8 @@ func (s *Step) foldRouter(body any) {
 		switch b := body.(type) {
 		case links:
 			r.MTUs = b.mtus()
+		case subnet:
+			r.foldSubnet(b)
 		case cmdLine:
 			r.CmdLine = b
 		case tier:
@@ -403,47 +416,6 @@ func (s *Step) known() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(set), netip.Addr.Compare)
 }
 
-// links is what devices of the router say of themselves: an event without a file.
-type links []net.Interface
-
-// name returns the device with a MAC, or "". A VLAN or a bridge above a NIC has the same MAC, so
-// that only names of NICs count.
-func (l links) name(mac string) string {
-	for _, link := range l {
-		if mac != "" && link.HardwareAddr.String() == mac && strings.HasPrefix(link.Name, "eth") {
-			return link.Name
-		}
-	}
-	return ""
-}
-
-// resolve returns the event as it stands among the devices that are there: a MAC names a device, and
-// where it is that of none the number does.
-func (l links) resolve(body any) any {
-	list, ok := body.(associations)
-	if !ok {
-		return body
-	}
-	list = slices.Clone(list)
-	for i := range list {
-		if name := l.name(list[i].MAC); name != "" {
-			list[i].Device = name
-		}
-	}
-	return list
-}
-
-// mtus are those of devices where guests have to know, since it is not what they take for granted.
-func (l links) mtus() map[string]int {
-	out := make(map[string]int)
-	for _, link := range l {
-		if strings.HasPrefix(link.Name, "eth") && link.MTU != 1500 && mtu(strconv.Itoa(link.MTU)) != 0 {
-			out[link.Name] = link.MTU
-		}
-	}
-	return out
-}
-
 // changeRouter changes what is known of the router and brings networks, and the guests in them,
 // into line with it. always puts the networks' files also where they say the same as before.
 func (s *Step) changeRouter(change func(*router), always bool) {
@@ -452,6 +424,7 @@ func (s *Step) changeRouter(change func(*router), always bool) {
 	r := router{
 		CmdLine: old.CmdLine, Tiers: clone(old.Tiers), Ranges: clone(old.Ranges),
 		Gateways: clone(old.Gateways), Public: clone(old.Public), MTUs: old.MTUs,
+		Scope: old.Scope, Subnets: clone(old.Subnets),
 	}
 	change(&r)
 	s.router, s.netsSeen = &r, false

@@ -19,6 +19,9 @@ const ApplyPath = "/v1/cloudstack/apply"
 
 const leavePath = "/v1/cloudstack/leave"
 
+// callPath is where calls of an extension go.
+const callPath = "/v1/cloudstack/extension"
+
 // maxBody bounds one request; Client sends larger numbers of files in several.
 const maxBody = 64 << 20
 
@@ -34,12 +37,24 @@ type applyAnswer struct {
 	Error   string   `json:"error,omitempty"`
 }
 
+type callRequest struct {
+	Command  string `json:"command"`
+	Document []byte `json:"document"`
+}
+
+type callAnswer struct {
+	Result Result          `json:"result"`
+	Answer json.RawMessage `json:"answer,omitempty"`
+}
+
 // Handler answers on the local socket:
 //
-//	POST /v1/cloudstack/apply   {"files": [{"name": ..., "data": base64}]}: what became of each file;
-//	                            503 with the reason where they could not be taken in
-//	GET  /v1/cloudstack/guests  what an original of the router would know of the guests (Guests)
-//	POST /v1/cloudstack/leave   all of that is taken back and forgotten (Leave)
+//	POST /v1/cloudstack/apply      {"files": [{"name": ..., "data": base64}]}: what became of each file;
+//	                               503 with the reason where they could not be taken in
+//	POST /v1/cloudstack/extension  {"command": ..., "document": base64}: what became of the call of an
+//	                               extension, and its answer for the server, if any; 503 likewise
+//	GET  /v1/cloudstack/guests     what an original of the router would know of the guests (Guests)
+//	POST /v1/cloudstack/leave      all of that is taken back and forgotten (Leave)
 //
 // The handler trusts its callers, whom the socket has let in.
 func (d *Dialect) Handler() http.Handler {
@@ -56,6 +71,19 @@ func (d *Dialect) Handler() http.Handler {
 			return
 		}
 		answer(w, http.StatusOK, applyAnswer{Results: results})
+	})
+	mux.HandleFunc("POST "+callPath, func(w http.ResponseWriter, r *http.Request) {
+		var req callRequest
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&req); err != nil {
+			answer(w, http.StatusBadRequest, applyAnswer{Error: fmt.Sprintf("body: %v", err)})
+			return
+		}
+		result, reply, err := d.Call(r.Context(), req.Command, req.Document)
+		if err != nil {
+			answer(w, http.StatusServiceUnavailable, applyAnswer{Error: err.Error()})
+			return
+		}
+		answer(w, http.StatusOK, callAnswer{result, reply})
 	})
 	mux.HandleFunc("GET "+guestsPath, d.serveGuests)
 	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) {
@@ -151,6 +179,23 @@ func (c *Client) Guests(ctx context.Context, after uint64) (Guests, error) {
 func (c *Client) Leave(ctx context.Context) error {
 	_, err := c.do(ctx, http.MethodPost, leavePath, nil)
 	return err
+}
+
+// Call has one call of an extension taken in, as Dialect.Call does.
+func (c *Client) Call(ctx context.Context, command string, document []byte) (Result, json.RawMessage, error) {
+	body, err := json.Marshal(callRequest{command, document})
+	if err != nil {
+		return Result{}, nil, err
+	}
+	data, err := c.do(ctx, http.MethodPost, callPath, body)
+	if err != nil {
+		return Result{}, nil, err
+	}
+	var a callAnswer
+	if err := json.Unmarshal(data, &a); err != nil {
+		return Result{}, nil, fmt.Errorf("%s: answer cannot be read: %w", c.path, err)
+	}
+	return a.Result, a.Answer, nil
 }
 
 // do sends one request and returns the body of a good answer.

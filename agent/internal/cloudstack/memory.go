@@ -19,6 +19,11 @@ type Memory struct {
 
 // router is what the server has said of the router and its networks.
 type router struct {
+	// Scope is the network of an extension that this is about, with its Subnets; "": the router of a
+	// management server.
+	Scope   string                  `json:"scope,omitempty"`
+	Subnets map[netip.Prefix]subnet `json:"subnets,omitempty"`
+
 	CmdLine  cmdLine                   `json:"cmd_line,omitempty"`
 	Tiers    map[string]tier           `json:"tiers,omitempty"`    // by device
 	Ranges   map[netip.Addr]address    `json:"ranges,omitempty"`   // further guest ranges, by the router's address in them
@@ -40,6 +45,10 @@ type guest struct {
 	Default  bool       `json:"default,omitempty"`
 	Gateway  netip.Addr `json:"gateway"`
 	Seconds  int64      `json:"seconds,omitempty"`
+	// NIC names the same one in commands of an extension that have no address, and Options are what
+	// such a command sets: texts by DHCP option.
+	NIC     []string          `json:"nic,omitempty"`
+	Options map[string]string `json:"options,omitempty"`
 
 	VMID    string `json:"vm_id,omitempty"`
 	HasData bool   `json:"has_data,omitempty"`
@@ -67,7 +76,16 @@ func NewMemory() *Memory {
 const (
 	routerKey   = "router"
 	guestPrefix = "guest/"
+	scopePrefix = "network/" // and the scope's name, before its own router and guests
 )
+
+// cutScope splits the key of an entry that belongs to a network of an extension.
+func cutScope(key string) (scope, rest string, ok bool) {
+	if key, ok = strings.CutPrefix(key, scopePrefix); !ok {
+		return "", "", false
+	}
+	return strings.Cut(key, "/")
+}
 
 // load takes in one entry of a Store.
 func (m *Memory) load(key string, value []byte) error {
@@ -76,6 +94,7 @@ func (m *Memory) load(key string, value []byte) error {
 		if err := json.Unmarshal(value, &r); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
+		r.Scope = m.router.Scope
 		m.router = r
 		return nil
 	}
@@ -108,13 +127,18 @@ func (m *Memory) set(ip netip.Addr, g *guest) {
 // waiting tells which guest ranges of the event cannot be served yet, and what they wait for.
 func (m *Memory) waiting(e Event) []Verdict {
 	var list []address
+	var out []Verdict
 	switch b := e.body.(type) {
+	case subnet:
+		if !b.Remove && place(m.router.networks(), b.Gateway) == nil {
+			out = append(out, Verdict{State: Pending, Reasons: []string{fmt.Sprintf(
+				"no device of this router has the address of network %s yet: set it up, or name the device in the registration's detail guest_device", m.router.Scope)}})
+		}
 	case associations:
 		list = b
 	case aliases:
 		list = b
 	}
-	var out []Verdict
 	for _, a := range list {
 		if a.Add && !a.Public && place(m.router.networks(), a.IP) == nil {
 			out = append(out, Verdict{State: Pending, Reasons: []string{fmt.Sprintf(
@@ -135,15 +159,23 @@ func (m *Memory) addresses() []netip.Addr {
 // values are the entries of a Store that the step changes.
 func (s *Step) values() (map[string][]byte, error) {
 	values := make(map[string][]byte)
-	if s.router != nil {
+	prefix := ""
+	if scope := s.memory.router.Scope; scope != "" {
+		prefix = scopePrefix + scope + "/"
+	}
+	switch {
+	case s.router == nil:
+	case s.router.Scope != "" && len(s.router.Subnets) == 0:
+		values[prefix+routerKey] = nil
+	default:
 		data, err := json.Marshal(s.router)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", routerKey, err)
 		}
-		values[routerKey] = data
+		values[prefix+routerKey] = data
 	}
 	for ip, g := range s.guests {
-		key := guestPrefix + ip.String()
+		key := prefix + guestPrefix + ip.String()
 		if g == nil {
 			values[key] = nil
 			continue

@@ -46,11 +46,19 @@ func (r *router) networks() []network {
 		}
 		subnet := n.Gateway.Masked()
 		n.Name = fmt.Sprintf("%s-%d", subnet.Addr(), subnet.Bits())
+		if r.Scope != "" {
+			n.Name = r.Scope + "-" + n.Name
+		}
 		n.Public, n.NAT = r.public()
 		if n.MTU == 0 {
 			n.MTU = r.MTUs[n.Device]
 		}
 		out = append(out, n)
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(r.Subnets), comparePrefixes) {
+		if n, ok := r.subnetNetwork(r.Subnets[p]); ok {
+			add(n)
+		}
 	}
 	kind := r.CmdLine["type"]
 	if kind == "" || kind == "vpcrouter" {

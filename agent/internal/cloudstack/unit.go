@@ -43,7 +43,9 @@ func (n *network) file() []byte {
 		put("serve_as", n.ServeAs.String())
 	}
 	put("dns", flow(n.DNS))
-	put("domain", quote(n.Domain))
+	if n.Domain != "" {
+		put("domain", quote(n.Domain))
+	}
 	put("search", flow(n.Search))
 	if n.MTU > 0 {
 		fmt.Fprintf(&b, "mtu: %d\n", n.MTU)
@@ -82,9 +84,22 @@ func (g *guest) vm(ip netip.Addr, in *network) []byte {
 	if g.Seconds > 0 {
 		fmt.Fprintf(&b, "    lease_time: %ds\n", g.Seconds)
 	}
+	options := maps.Clone(g.Options)
 	// The server names a gateway for each NIC. As a rule it is the network's.
 	if in != nil && g.Default && g.Gateway.IsValid() && g.Gateway != in.Gateway.Addr() && in.Gateway.Masked().Contains(g.Gateway) {
-		fmt.Fprintf(&b, "    options: {3: %s}\n", quote(g.Gateway.String()))
+		if options == nil {
+			options = make(map[string]string)
+		}
+		if _, set := options["3"]; !set {
+			options["3"] = g.Gateway.String()
+		}
+	}
+	var list []string
+	for _, code := range slices.Sorted(maps.Keys(options)) {
+		list = append(list, code+": "+quote(options[code]))
+	}
+	if len(list) > 0 {
+		fmt.Fprintf(&b, "    options: {%s}\n", strings.Join(list, ", "))
 	}
 	return b.Bytes()
 }
