@@ -11,7 +11,8 @@
 // For a known host the table is the binding. Nothing is written, nothing is waited for, and nothing
 // can go stale: a host that is removed or moved is refused at its next word, and one that asks for its
 // own address is acknowledged, whatever was forgotten meanwhile. Leases from a pool are committed to
-// the [Leases] of the caller before they are acknowledged (RFC 2131, sections 3.1 and 4.3).
+// the [Leases] of the caller before they are acknowledged (RFC 2131, sections 3.1 and 4.3), or to the
+// [SharedLeases] of several servers, of which one serves at a time.
 //
 // The package knows no files and no configuration formats, sets no addresses and watches no links:
 // whoever uses it says what the devices look like ([Server.SetDevices]). It speaks Linux only.

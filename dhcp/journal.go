@@ -35,6 +35,7 @@ type waitingACK struct {
 	reply    Reply
 	exchange exchange
 	mac      MAC
+	packet   Packet // with a message of its own; of a shared store only
 }
 
 func newJournal() *journal { return &journal{notify: make(chan struct{}, 1)} }
@@ -76,56 +77,114 @@ func (s *Server) commit(ctx context.Context, out *outbox) {
 	if len(entries) == 0 {
 		return
 	}
+	records := make([]Lease, len(entries))
+	for i := range entries {
+		records[i] = *entries[i].lease
+	}
 	err := errNoStore
-	if s.leases != nil {
-		records := make([]Lease, len(entries))
-		for i := range entries {
-			records[i] = *entries[i].lease
-		}
+	switch {
+	case s.shared != nil:
+		err = s.shared.Commit(ctx, records)
+	case s.leases != nil:
 		err = s.leases.Commit(ctx, records)
 	}
 	now := s.now()
+	var held *HeldError
+	if errors.As(err, &held) {
+		err = nil // the store works
+	}
 	s.storeFault(err, now)
 	var target *port
-	send := func() {
+	flush := func() {
 		if target != nil {
 			s.flush(target, target.device.Load(), out)
 		}
 	}
-	for i := range entries {
-		e := &entries[i]
-		if e.then != nil {
-			e.then(err)
-		}
-		if e.claim == nil {
-			continue
-		}
-		if err != nil {
-			e.claim.unstored(now)
-			s.settle(e.reply, ErrStore)
-			continue
-		}
-		if !e.claim.stored(now) {
-			s.settle(e.reply, ErrMoved)
-			continue
-		}
-		s.settle(e.reply, nil)
-		if e.reply.port != target {
-			send()
-			target = e.reply.port
+	send := func(w *waitingACK, reply *Reply) {
+		if w.port != target {
+			flush()
+			target = w.port
 			out.index = target.device.Load().Index
 		}
 		out.next()
-		if out.add(&e.reply.reply) {
-			send()
+		if out.add(reply) {
+			flush()
 		}
 	}
-	send()
+	for i := range entries {
+		e := &entries[i]
+		outcome := err
+		if held.holds(e.lease) {
+			outcome = held
+		}
+		if e.then != nil {
+			e.then(outcome)
+		}
+		switch {
+		case e.claim == nil:
+		case outcome == nil && e.claim.stored(now):
+			s.settle(e.reply, nil)
+			send(e.reply, &e.reply.reply)
+		case outcome == nil:
+			s.settle(e.reply, ErrMoved)
+		case err == nil:
+			e.claim.unstored(now)
+			s.settle(e.reply, ErrHeld)
+		default:
+			e.claim.unstored(now)
+			if reply, ok := s.within(e.reply, now); ok {
+				send(e.reply, &reply)
+			}
+		}
+	}
+	flush()
+	if held != nil {
+		for _, l := range held.Held {
+			s.table.load(l, now)
+		}
+	}
 	for i := range entries {
 		if waiting := entries[i].reply; waiting != nil {
 			waiting.port.sender.release()
 		}
 	}
+}
+
+// holds reports whether the record was not stored. A nil error is about none.
+func (e *HeldError) holds(l *Lease) bool {
+	if e == nil {
+		return false
+	}
+	for i := range e.Held {
+		if e.Held[i].IP == l.IP && e.Held[i].Network == l.Network {
+			return true
+		}
+	}
+	return false
+}
+
+// within returns the answer to a request whose lease could not be committed: with a shared store, what is
+// left of the time that the store keeps the address for the client. It is false where that is nothing.
+func (s *Server) within(w *waitingACK, now time.Time) (Reply, bool) {
+	if s.shared == nil {
+		s.settle(w, ErrStore)
+		return Reply{}, false
+	}
+	var r request
+	if err := r.parse(w.packet.Message); err != nil {
+		s.settle(w, err)
+		return Reply{}, false
+	}
+	w.packet.Time = now
+	device := w.port.device.Load()
+	reply, err := s.table.answer(new(answerer), &r, device, &w.packet, nil)
+	if reply.claim != nil { // the store has come back this very moment; the client asks again
+		reply.claim.unstored(now)
+		err = ErrStore
+	}
+	w.exchange = newExchange(device, &r, &w.packet, &reply, err)
+	s.note(w.mac, &w.exchange)
+	return reply, err == nil
 }
 
 // storeFault notes the outcome of a commit. After a failure no new leases are offered for a moment;

@@ -79,6 +79,32 @@ type Leases interface {
 	Commit(ctx context.Context, leases []Lease) error
 }
 
+// SharedLeases is stable storage that other servers of the same networks write to as well: of several
+// routers one serves at a time, and the next one goes on where it ended.
+//
+// An address is one client's until the expiry that the store holds, whoever asks. That is later than what
+// the client was told by half of its lease time, so that a server that cannot reach the store has time
+// left that it can renew leases within, and no other server gives their addresses away before.
+type SharedLeases interface {
+	// Commit stores records like Leases does, and those only whose place in the store is as this server
+	// was told last. A *HeldError says that all others were stored.
+	Commit(ctx context.Context, leases []Lease) error
+	// Follow calls take with what others have written, and with LeaseForgotten for what is not in the
+	// store any more: first with everything that this server was not told yet, then it calls current,
+	// then take with each change as it comes. It returns when ctx ends, or why the store cannot be
+	// followed any more.
+	Follow(ctx context.Context, take func(Lease), current func()) error
+}
+
+// HeldError is returned by a SharedLeases for records that were not stored.
+type HeldError struct {
+	Held []Lease // what the store holds instead, by the same network and address
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("another server has given %s to somebody else", e.Held[0].IP)
+}
+
 // leaseFormat is the first byte of a binary record.
 const leaseFormat = 1
 

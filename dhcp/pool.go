@@ -354,9 +354,9 @@ func (p *pool) offer(c *client, wish netip.Addr, now time.Time) (netip.Addr, err
 }
 
 // bind gives a client the address that it asks for, if that is its own, and returns the lease that is
-// to be committed. A client that selects us may take a free address that nobody else has a claim to:
+// to be committed; it keeps the address for as long as keep. A client that selects us may take a free address that nobody else has a claim to:
 // its offer was made before a restart.
-func (p *pool) bind(c *client, address netip.Addr, selecting bool, term time.Duration, now time.Time) (*Lease, *claim, error) {
+func (p *pool) bind(c *client, address netip.Addr, selecting bool, keep time.Duration, now time.Time) (*Lease, *claim, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.expire(now)
@@ -381,8 +381,8 @@ func (p *pool) bind(c *client, address netip.Addr, selecting bool, term time.Dur
 	former := p.byMAC[c.mac]
 	p.assign(s, c, now)
 	var end time.Time
-	if term != Infinite {
-		end = now.Add(term)
+	if keep != Infinite {
+		end = now.Add(keep)
 	}
 	p.set(s, slotBound, end)
 	s.start, s.undo = now, undo
@@ -390,6 +390,31 @@ func (p *pool) bind(c *client, address netip.Addr, selecting bool, term time.Dur
 		former = nil
 	}
 	return p.record(s, LeaseBound, now), &claim{p, s, former, c.mac, s.generation}, nil
+}
+
+// extend grants a client what is left, up to term, of the time that the store keeps its address; 0 is
+// nothing. Nothing has to be committed for that.
+func (p *pool) extend(mac MAC, address netip.Addr, term time.Duration, now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.expire(now)
+	addr := addrNumber(address)
+	s := p.byIP[addr]
+	if s == nil || s.mac != mac || s.state != slotBound || !p.usable(addr) {
+		return 0
+	}
+	end := s.end
+	if s.undo != nil { // being committed, which may fail
+		if s.undo.mac != mac || s.undo.state != slotBound {
+			return 0
+		}
+		end = s.undo.end
+	}
+	s.seen = now
+	if end.IsZero() {
+		return term
+	}
+	return max(0, min(term, end.Sub(now).Truncate(time.Second)))
 }
 
 // claim ties a lease that is being committed to its slot.
@@ -579,15 +604,16 @@ func (p *pool) vacated(address netip.Addr, now time.Time) {
 	}
 }
 
-// load takes a record from the store, unless it knows something newer.
-func (p *pool) load(l Lease, now time.Time) {
+// load takes a record from the store, unless it knows something newer. Where several servers write,
+// the store knows best: their clocks are not one.
+func (p *pool) load(l Lease, now time.Time, shared bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !l.IP.Is4() {
 		return
 	}
 	addr := addrNumber(l.IP)
-	if s := p.byIP[addr]; s != nil && s.start.After(l.Start) {
+	if s := p.byIP[addr]; s != nil && s.start.After(l.Start) && !shared {
 		return
 	}
 	var end time.Time

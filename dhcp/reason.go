@@ -22,6 +22,7 @@ var (
 	ErrExhausted   = errors.New("no free address in the pool")
 	ErrProbing     = errors.New("the address is being probed")
 	ErrStore       = errors.New("leases cannot be stored")
+	ErrHeld        = errors.New("another server has given the address to somebody else")
 
 	// ErrNoReply is no failure: the message is one that takes no reply, RELEASE or DECLINE.
 	ErrNoReply = errors.New("taken note of, takes no reply")

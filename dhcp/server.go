@@ -21,10 +21,12 @@ const retryAfter = time.Second
 type ServerOptions struct {
 	Logger *slog.Logger     // nil discards
 	Now    func() time.Time // nil is time.Now
-	// Leases is the stable storage of pool leases; without it pools serve nobody.
+	// Leases is the stable storage of pool leases; without it, and without Shared, pools serve nobody.
 	Leases Leases
 	// Sockets opens the sockets that clients are heard on; nil: they end with the process.
 	Sockets Sockets
+	// Shared is there instead of Leases where other servers write to the storage as well.
+	Shared SharedLeases
 }
 
 // Server answers the clients of guest devices from a Table. Its methods are safe for concurrent use.
@@ -34,6 +36,7 @@ type Server struct {
 	now     func() time.Time
 	leases  Leases
 	sockets Sockets
+	shared  SharedLeases // nil is not shared
 	past    *history
 	inbox   sync.Pool
 	count   counters
@@ -50,6 +53,8 @@ type Server struct {
 	faults     map[int]Fault // by index
 	storeErr   error         // why leases cannot be read or stored
 	storeSince time.Time
+	followErr  error // why the shared store cannot be followed
+	followFrom time.Time
 	tasks      sync.WaitGroup // of ports
 }
 
@@ -74,7 +79,7 @@ type port struct {
 // NewServer returns a server that answers from t once it runs.
 func NewServer(t *Table, opts ServerOptions) *Server {
 	s := &Server{
-		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, sockets: opts.Sockets, past: newHistory(),
+		table: t, log: opts.Logger, now: opts.Now, leases: opts.Leases, sockets: opts.Sockets, shared: opts.Shared, past: newHistory(),
 		inbox:  sync.Pool{New: func() any { return newInbox() }},
 		wanted: make(map[int]Device), open: make(map[int]*port), faults: make(map[int]Fault),
 		quiet: quiet{logged: make(map[string]*backoff)}, wake: make(chan struct{}, 1), started: make(chan struct{}),
@@ -92,6 +97,7 @@ func NewServer(t *Table, opts ServerOptions) *Server {
 	defer t.mu.Unlock()
 	t.now = s.now
 	t.leasesKnown.Store(false)
+	t.shared = s.shared != nil
 	return s
 }
 
@@ -144,6 +150,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer endJournal()
 	var journal sync.WaitGroup
 	journal.Go(func() { s.runJournal(journalCtx) })
+	if s.shared != nil {
+		journal.Go(func() { s.runFollow(ctx) })
+	}
 
 	retry := time.NewTicker(retryAfter)
 	defer retry.Stop()
@@ -186,8 +195,7 @@ func (s *Server) readLeases() {
 	s.storeErr = err
 }
 
-// ReloadLeases takes what the store knows that the server does not, as after a failover with a shared
-// store. Run does so by itself when it starts.
+// ReloadLeases takes what the store knows that the server does not. Run does so by itself when it starts.
 func (s *Server) ReloadLeases() error {
 	if s.leases == nil {
 		return errNoStore
@@ -422,6 +430,10 @@ func (w *worker) respond(device *Device, packet *Packet) {
 		reply.Message = append([]byte(nil), reply.Message...)
 		w.port.sender.hold()
 		waiting := &waitingACK{port: w.port, reply: reply, exchange: e, mac: r.mac}
+		if s.shared != nil {
+			waiting.packet = *packet
+			waiting.packet.Message = append([]byte(nil), packet.Message...)
+		}
 		if !s.table.queue.push(entry{lease: reply.Lease, claim: reply.claim, reply: waiting}) {
 			reply.claim.unstored(packet.Time)
 			s.settle(waiting, ErrStore)
@@ -552,7 +564,10 @@ func (s *Server) Faults() []Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	faults := make([]Fault, 0, len(s.faults)+1)
-	if s.storeErr != nil {
+	switch {
+	case s.followErr != nil:
+		faults = append(faults, Fault{Err: s.followErr, Since: s.followFrom})
+	case s.storeErr != nil:
 		faults = append(faults, Fault{Err: s.storeErr, Since: s.storeSince})
 	}
 	for _, fault := range s.faults {

@@ -1,6 +1,8 @@
 package dhcp
 
 import (
+	"time"
+
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
@@ -14,10 +16,11 @@ func (t *Table) answerStranger(a *answerer, r *request, d *Device, p *Packet, fr
 	if r.kind != dhcpv4.MessageTypeInform && !t.leasesKnown.Load() {
 		return ErrStore
 	}
+	cutOff := t.cutOff(now)
 	c := &client{mac: r.mac, clientID: r.clientID, hostname: r.hostname}
 	switch r.kind {
 	case dhcpv4.MessageTypeDiscover:
-		if t.lasts(&t.storeDown, now) {
+		if cutOff || t.lasts(&t.storeDown, now) {
 			return ErrStore
 		}
 		address, err := pool.offer(c, r.requestedIP, now)
@@ -28,7 +31,7 @@ func (t *Table) answerStranger(a *answerer, r *request, d *Device, p *Packet, fr
 			a.compose(r, d, from, dhcpv4.MessageTypeOffer, address, n.lease, buf, reply)
 			return nil
 		}
-		if reply.Lease, reply.claim, err = pool.bind(c, address, true, n.lease, now); err != nil {
+		if reply.Lease, reply.claim, err = pool.bind(c, address, true, t.keep(n.lease), now); err != nil {
 			return ErrExhausted // a host took it just now
 		}
 		a.compose(r, d, from, dhcpv4.MessageTypeAck, address, n.lease, buf, reply)
@@ -45,7 +48,19 @@ func (t *Table) answerStranger(a *answerer, r *request, d *Device, p *Packet, fr
 		if !r.hasServerID && r.ciaddr.IsValid() && !n.Subnet.Contains(address) {
 			return ErrWrongNet // a lease of somebody else's: RFC 2131, section 4.3.2, RENEWING and REBINDING
 		}
-		reply.Lease, reply.claim, err = pool.bind(c, address, r.hasServerID, n.lease, now)
+		if cutOff {
+			// What is not known here may be known to the store, so nobody is refused.
+			left := time.Duration(0)
+			if !r.hasServerID {
+				left = pool.extend(r.mac, address, n.lease, now)
+			}
+			if left == 0 {
+				return ErrStore
+			}
+			a.compose(r, d, from, dhcpv4.MessageTypeAck, address, left, buf, reply)
+			return nil
+		}
+		reply.Lease, reply.claim, err = pool.bind(c, address, r.hasServerID, t.keep(n.lease), now)
 		if err != nil {
 			// All addresses of the network are ours to give: nobody else could answer.
 			a.refuse(r, d, from, err, buf, reply)

@@ -185,6 +185,10 @@ type Table struct {
 	queue  *journal
 	// leasesKnown is false until a server has read the leases; a table without a server needs none.
 	leasesKnown atomic.Bool
+	// shared says that other servers have part in the store of leases. It is set before the first packet.
+	shared bool
+	// current is true while the server is told what others write to the store.
+	current atomic.Bool
 	// storeDown is the end of the time without new leases after a failed commit, since epoch.
 	storeDown atomic.Int64
 	epoch     time.Time // where times of day are kept as durations
@@ -377,7 +381,7 @@ func (t *Table) lasts(end *atomic.Int64, now time.Time) bool {
 func (t *Table) load(l Lease, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.ensureScope(l.Network).pool.load(l, now)
+	t.ensureScope(l.Network).pool.load(l, now, t.shared)
 }
 
 // probes reports whether a network that is served on d has a pool whose addresses are to be probed.
