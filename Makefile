@@ -24,7 +24,7 @@ PACKAGE = VERSION=$(VERSION) COMMIT=$(COMMIT) packaging/package.sh
 FUZZTIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-quick race fuzz lint deb packages packages-check trial demo bench clean install-deps FORCE
+.PHONY: help build test test-quick test-faults race fuzz lint deb packages packages-check trial demo bench clean install-deps FORCE
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test: install-deps ## all tests, in namespaces of their own and with real client
 
 test-quick: ## the tests without the race detector and without installing
 	$(GO) test ./...
+
+test-faults: install-deps ## what happens when power, disk, memory or devices fail (VRAGENT_SEED=n repeats a run)
+	VRAGENT_FAULTS=1 $(GO) test -race -shuffle=on -count=1 -timeout 20m -run '^TestFault' ./...
 
 race: ## all tests three times over with the race detector, in another order each time
 	$(GO) test -race -shuffle=on -count=3 ./...

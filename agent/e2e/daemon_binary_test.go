@@ -41,7 +41,11 @@ func buildDaemon(t *testing.T) string {
 			return
 		}
 		binary := filepath.Join(dir, "vragent")
-		if out, err := exec.Command("go", "build", "-o", binary, "vragent/agent/cmd/vragent").CombinedOutput(); err != nil {
+		args := []string{"build", "-o", binary}
+		if os.Getenv(faultsEnv) != "" {
+			args = append(args, "-race")
+		}
+		if out, err := exec.Command("go", append(args, "vragent/agent/cmd/vragent")...).CombinedOutput(); err != nil {
 			building.failure = "go build: " + err.Error() + "\n" + string(out)
 			return
 		}

@@ -320,11 +320,14 @@ func (e *Engine) enforce(moves []desired.Move, contents map[drop.Unit]drop.Conte
 	writes, err := e.write(moves, contents)
 	if err != nil {
 		err = fmt.Errorf("%w; the last good content stays in force until there is room for the new one", err)
-		e.Log.Error("changes cannot be put in force", "units", len(moves), "err", err)
 		e.mu.Lock()
 		e.model.Refuse(moves, err, now)
+		news := e.faults["state"] != err.Error() // it is tried again each second
 		e.faults["state"] = err.Error()
 		e.mu.Unlock()
+		if news {
+			e.Log.Error("changes cannot be put in force", "units", len(moves), "err", err)
+		}
 		return
 	}
 	e.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 )
@@ -273,7 +274,7 @@ func (s *Store) writable() (*segment, error) {
 	path := filepath.Join(s.dir, name)
 	file, err := s.files.create(path)
 	if err != nil {
-		return nil, err
+		return nil, beginning(err)
 	}
 	// The header becomes durable with the first group.
 	err = s.files.writeAt(file, fileHeader(salted), 0)
@@ -283,7 +284,7 @@ func (s *Store) writable() (*segment, error) {
 	if err != nil {
 		file.Close()
 		s.files.remove(path)
-		return nil, err
+		return nil, beginning(err)
 	}
 	s.number++
 	seg := &segment{number: s.number, salt: salted, name: name, file: file}
@@ -294,6 +295,16 @@ func (s *Store) writable() (*segment, error) {
 	s.mu.Unlock()
 	s.active = seg
 	return seg, nil
+}
+
+// beginning is an error of making a segment. It leaves out the segment's name, which is another one at
+// each try: whoever logs what is news goes by the text.
+func beginning(err error) error {
+	var at *os.PathError
+	if errors.As(err, &at) {
+		return fmt.Errorf("begin a segment: %s: %w", at.Op, at.Err)
+	}
+	return fmt.Errorf("begin a segment: %w", err)
 }
 
 // writer appends batches to a segment through a buffer.

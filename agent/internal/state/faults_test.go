@@ -177,3 +177,27 @@ func TestSyncsThatGoOnFailingLeaveNoFilesBehind(t *testing.T) {
 	s.Close()
 	wantContent(t, open(t, dir, Options{}), want)
 }
+
+// Opened while the file system is read-only, a store goes on in a new segment once it is not any more.
+func TestStoreOpenedReadOnlyWritesOnceItCan(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	put(t, s, "a", "1")
+	s.Close()
+	if err := os.Chmod(segmentFiles(t, dir)[0], 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := os.OpenFile(segmentFiles(t, dir)[0], os.O_RDWR, 0); err == nil {
+		f.Close()
+		t.Skip("modes do not bind root")
+	}
+	files := &faultyFiles{fileSystem: osFiles{}, readOnly: true}
+	s = open(t, dir, Options{files: files})
+	first := tryPut(s, "b", "2")
+	if again := tryPut(s, "b", "2"); !errors.Is(first, syscall.EROFS) || again.Error() != first.Error() {
+		t.Errorf("Commit() = %v, then %v; want the same, EROFS", first, again)
+	}
+	files.set(func() { files.readOnly = false })
+	put(t, s, "b", "2")
+	wantContent(t, s, map[string]string{"a": "1", "b": "2"})
+}

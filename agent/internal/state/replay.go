@@ -51,7 +51,8 @@ func (s *Store) replay() (Report, error) {
 func (s *Store) openSegment(name string, number uint64, salted salt) (*segment, error) {
 	path := filepath.Join(s.dir, name)
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
+	readOnly := err != nil
+	if readOnly {
 		if file, err = os.Open(path); err != nil {
 			return nil, err
 		}
@@ -61,7 +62,7 @@ func (s *Store) openSegment(name string, number uint64, salted salt) (*segment, 
 		file.Close()
 		return nil, err
 	}
-	seg := &segment{number: number, salt: salted, name: name, file: file}
+	seg := &segment{number: number, salt: salted, name: name, file: file, readOnly: readOnly}
 	seg.size.Store(info.Size())
 	seg.acquire()
 
@@ -194,7 +195,7 @@ func (r *replayer) finish(size int64) {
 	switch {
 	case inside || unborn:
 		seg.damaged, seg.sealed = size > 0, true
-	case !r.newest:
+	case !r.newest || seg.readOnly:
 		seg.sealed = true
 	case r.end == size:
 		s.active = seg

@@ -19,8 +19,10 @@ type segment struct {
 	salt   salt
 	name   string
 	file   *os.File
-	refs   atomic.Int64
-	size   atomic.Int64 // end of the last record known to be whole
+	// readOnly: it could not be opened for writing, so nothing is appended, whatever is possible later.
+	readOnly bool
+	refs     atomic.Int64
+	size     atomic.Int64 // end of the last record known to be whole
 
 	// Guarded by Store.mu.
 	live       int64 // bytes of values' records that are in force
