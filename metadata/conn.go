@@ -29,17 +29,20 @@ type conn struct {
 	waiter atomic.Pointer[waiter] // once its request waits for a change
 
 	// Of the goroutine that serves the connection.
-	handOver  func() // has another goroutine run the loop; nil: this one does not run it
-	fresh     bool   // nothing has been answered since the loop found something to read
-	inRequest bool   // the beginning of a request has been read
-	idle      bool   // there was nothing to read between two requests: back to the loop
-	parked    bool   // its request waits for a change
+	handOver  func()      // has another goroutine run the loop; nil: this one does not run it
+	fresh     bool        // nothing has been answered since the loop found something to read
+	inRequest bool        // the beginning of a request has been read
+	idle      bool        // there was nothing to read between two requests: back to the loop
+	parked    bool        // its request waits for a change
+	answered  bool        // at least once
+	between   atomic.Bool // two requests; any goroutine may look
 
 	mu            sync.Mutex
 	fd            int      // -1 once it is closed or detached
 	file          *os.File // once it is detached
 	closed        bool
-	stopping      bool
+	stopping      bool      // no request follows the one in progress
+	lastRead      time.Time // once it is stopping: when a request has to be there at last
 	readDeadline  time.Time // for when it is detached
 	writeDeadline time.Time
 
@@ -159,10 +162,15 @@ func (c *conn) mayWait() {
 }
 
 // readUntil is the deadline for reading. On a connection that is to end after the request in
-// progress it is over already. c.mu is held.
+// progress it is over already between two requests. c.mu is held.
 func (c *conn) readUntil() time.Time {
-	if c.stopping {
+	switch {
+	case !c.stopping:
+		return c.readDeadline
+	case c.between.Load():
 		return time.Unix(1, 0)
+	case c.readDeadline.IsZero() || c.lastRead.Before(c.readDeadline):
+		return c.lastRead
 	}
 	return c.readDeadline
 }
@@ -247,13 +255,25 @@ func (c *conn) claim(e *entry) (ok bool) {
 
 // stop ends the connection once the request in progress, if there is one, is answered.
 func (c *conn) stop() {
+	c.noMore()
+	if c.server.loop.forget(c) && !c.server.serveLast(c) {
+		c.end(false)
+	}
+}
+
+// noMore has no request follow the one in progress.
+func (c *conn) noMore() {
 	c.mu.Lock()
-	c.stopping = true
+	defer c.mu.Unlock()
+	c.stopping, c.lastRead = true, time.Now().Add(lastRequestTime)
 	if c.file != nil {
 		c.file.SetReadDeadline(c.readUntil())
 	}
-	c.mu.Unlock()
-	if c.server.loop.forget(c) { // between two requests
+}
+
+// expire ends the connection unless something came just now.
+func (c *conn) expire() {
+	if c.server.loop.forget(c) {
 		c.end(false)
 	}
 }
@@ -283,15 +303,26 @@ func (c *conn) limitHops(hops int) error {
 
 // deserted says whether the client of a connection is gone that nobody reads from meanwhile.
 func (c *conn) deserted() bool {
-	err := c.control(func(fd int) error {
-		n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		switch {
-		case n == 0 && err == nil:
-			return io.EOF
-		case err == unix.EAGAIN || err == unix.EINTR:
-			return nil
-		}
+	switch n, err := c.peek(); err {
+	case nil:
+		return n == 0
+	case unix.EAGAIN, unix.EINTR:
+		return false
+	}
+	return true
+}
+
+// readable says whether something is there to be read on a connection that nobody reads from meanwhile.
+func (c *conn) readable() bool {
+	n, err := c.peek()
+	return err == nil && n > 0
+}
+
+// peek looks at what is there to be read. Nothing without an error is the end.
+func (c *conn) peek() (n int, err error) {
+	err = c.control(func(fd int) (err error) {
+		n, _, err = unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		return err
 	})
-	return err != nil
+	return n, err
 }

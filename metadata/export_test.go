@@ -1,6 +1,14 @@
 package metadata
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
+
+// CheckSocket is checkSocket for the metadata service.
+func CheckSocket(fd, device int, address netip.Addr, port uint16) error {
+	return checkSocket(fd, place{device, address, metadataService}, port)
+}
 
 // ShortTimeouts makes connections end sooner than a test would want to wait for. It is called before
 // the server has devices.

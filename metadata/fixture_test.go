@@ -79,22 +79,27 @@ type site struct {
 func newSite(t *testing.T, o metadata.Options) *site {
 	t.Helper()
 	s := &site{t: t, table: metadata.NewTable(), log: new(log), router: nstest.Here(t)}
+	s.start(o)
+	t.Cleanup(func() { s.end() })
+	return s
+}
+
+// start starts a server without devices.
+func (s *site) start(o metadata.Options) {
 	o.Logger = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s.server = metadata.NewServer(s.table, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	go func() {
+	go func(server *metadata.Server) {
 		defer close(ended)
-		if err := s.server.Run(ctx); err != nil {
-			t.Errorf("Run() = %v", err)
+		if err := server.Run(ctx); err != nil {
+			s.t.Errorf("Run() = %v", err)
 		}
-	}()
+	}(s.server)
 	s.end = func() {
 		cancel()
 		<-ended
 	}
-	t.Cleanup(s.end)
-	return s
 }
 
 // segment makes a device of the router with an address, and a host at its other end with further

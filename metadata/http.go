@@ -40,8 +40,10 @@ func followState(c net.Conn, state fasthttp.ConnState) {
 	switch c := c.(*conn); state {
 	case fasthttp.StateActive:
 		c.inRequest = true
+		c.between.Store(false)
 	case fasthttp.StateIdle:
-		c.inRequest, c.fresh = false, false
+		c.inRequest, c.fresh, c.answered = false, false, true
+		c.between.Store(true)
 	}
 }
 
@@ -56,6 +58,9 @@ func (s *Server) serveMetadata(ctx *fasthttp.RequestCtx) {
 	c := ctx.Conn().(*conn)
 	now := time.Now()
 	r, fault := readRequest(&ctx.Request)
+	if s.leaving.Load() {
+		ctx.SetConnectionClose()
+	}
 
 	e, network, ok := s.identify(c)
 	if !ok {
@@ -312,7 +317,7 @@ func (s *Server) servePassword(ctx *fasthttp.RequestCtx) {
 // park has the request wait, if it wants to and its answer is still what the client has.
 func (s *Server) park(ctx *fasthttp.RequestCtx, c *conn, e *entry, v view, r *request, now time.Time) bool {
 	wish, _ := wishOf(r.query)
-	if wish.wait == 0 || r.method != http.MethodGet {
+	if wish.wait == 0 || r.method != http.MethodGet || s.leaving.Load() {
 		return false
 	}
 	answered := v.answer(r, s.tokens, now)
@@ -339,7 +344,7 @@ func (s *Server) park(ctx *fasthttp.RequestCtx, c *conn, e *entry, v view, r *re
 		s.table.waiting.add(w)
 		c.waiter.Store(w)
 		w.timer.Reset(wish.wait) // not before w.timer is set, which finish reads
-		if s.stopped.Err() != nil {
+		if s.leaving.Load() {
 			s.finish(w)
 		} else {
 			s.look(w) // at what changed before it was among those that wait

@@ -17,31 +17,23 @@ type listener struct {
 	device    atomic.Pointer[Device]
 	strangers *strangers
 
-	mu    sync.Mutex
-	ended bool
-	conns map[*conn]struct{}
+	mu       sync.Mutex
+	ended    bool
+	stopping bool // ended because the server stops: its connections may end well
+	conns    map[*conn]struct{}
 }
 
 // backlog is how many connections may wait to be accepted. The kernel has a limit of its own.
 const backlog = 4096
 
-// listen opens a place.
+// listen opens a place, or takes it over from the process before this one.
 func (s *Server) listen(p place, d *Device) (*listener, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	port := s.ports[p.service]
+	fd, err := s.sockets.Open(p.socketName(),
+		func(fd int) error { return checkSocket(fd, p, port) },
+		func() (int, error) { return openSocket(p, port) })
 	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
-	}
-	if err := bindSocket(fd, p.device); err != nil {
-		unix.Close(fd)
 		return nil, err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(s.ports[p.service]), Addr: p.address.As4()}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("bind: %w", err)
-	}
-	if err := unix.Listen(fd, backlog); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("listen: %w", err)
 	}
 	l := &listener{fd: fd, place: p, strangers: new(strangers), conns: make(map[*conn]struct{})}
 	l.device.Store(d)
@@ -50,8 +42,7 @@ func (s *Server) listen(p place, d *Device) (*listener, error) {
 
 // bindSocket sets a listening socket's options before it is bound to its address. Bound to the device,
 // it accepts what comes in there and nothing else, whatever address that was sent to, so that devices
-// may have the same addresses. The address need not be there yet. Accepted connections inherit
-// TCP_NODELAY.
+// may have the same addresses. The address need not be there yet.
 func bindSocket(fd, device int) error {
 	for _, o := range []struct {
 		name                 string
@@ -60,7 +51,6 @@ func bindSocket(fd, device int) error {
 		{"SO_BINDTOIFINDEX", unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, device},
 		{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
 		{"IP_FREEBIND", unix.IPPROTO_IP, unix.IP_FREEBIND, 1},
-		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 	} {
 		if err := unix.SetsockoptInt(fd, o.level, o.option, o.value); err != nil {
 			return fmt.Errorf("set %s: %w", o.name, err)
@@ -71,7 +61,7 @@ func bindSocket(fd, device int) error {
 
 // accept takes one connection, or gives nil where there is none or it may not come in.
 func (s *Server) accept(l *listener) *conn {
-	fd, from, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	fd, from, err := l.next()
 	switch err {
 	case nil:
 	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM: // others must give some back first
@@ -95,19 +85,48 @@ func (s *Server) accept(l *listener) *conn {
 	return c
 }
 
+// next takes a connection from the queue.
+func (l *listener) next() (fd int, from unix.Sockaddr, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended { // and its descriptor may be another's by now
+		return -1, nil, unix.EBADF
+	}
+	return unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+}
+
 // acceptPause is how long nothing is accepted when descriptors or memory are scarce.
 const acceptPause = 5 * time.Millisecond
 
-// end stops listening and ends the listener's connections in the given way.
-func (l *listener) end(s *Server, how func(*conn)) {
+// close ends the place: nobody listens there any more, and its connections end at once.
+func (l *listener) close(s *Server) {
+	l.deafen(s, false)
+	s.sockets.Drop(l.place.socketName())
+	l.endConnections((*conn).abort)
+}
+
+// stop leaves the place to the next process, and has the connections end once they are answered.
+func (l *listener) stop(s *Server) {
+	l.deafen(s, true)
+	l.endConnections((*conn).stop)
+}
+
+// deafen has no more connections accepted.
+func (l *listener) deafen(s *Server, stopping bool) {
 	s.loop.ignore(l)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if !l.ended {
-		l.ended = true
+		l.ended, l.stopping = true, stopping
 		unix.Close(l.fd)
 	}
-	l.mu.Unlock()
-	l.endConnections(how)
+}
+
+// count says how many connections there are.
+func (l *listener) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.conns)
 }
 
 func (l *listener) endConnections(how func(*conn)) {
@@ -122,11 +141,14 @@ func (l *listener) endConnections(how func(*conn)) {
 	}
 }
 
-// add counts a connection in, unless the listener has ended.
+// add counts a connection in, unless the listener has ended otherwise than by the server's stop.
 func (l *listener) add(c *conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ended {
+	switch {
+	case l.stopping:
+		c.noMore()
+	case l.ended:
 		return false
 	}
 	l.conns[c] = struct{}{}

@@ -182,9 +182,31 @@ func (s *Server) serve(c *conn) bool {
 		if c.fresh {
 			timeout = server.ReadTimeout
 		}
-		if !s.loop.await(c, time.Now().Add(timeout)) {
+		if !s.loop.await(c, time.Now().Add(timeout)) && !s.serveLast(c) {
 			c.end(false)
 		}
 	}
 	return !handedOver
+}
+
+// serveLast gives a connection that nobody reads from any more, since the server stops, its last chance:
+// a request that is there already is answered, and one that has had no answer yet may bring its request
+// within lastRequestTime. It is not ok where there is no reason to wait.
+func (s *Server) serveLast(c *conn) (ok bool) {
+	c.mu.Lock()
+	stopping := c.stopping
+	c.mu.Unlock()
+	if !stopping || c.answered && !c.readable() {
+		return false
+	}
+	s.running.Go(func() {
+		c.handOver = nil
+		if c.detach() != nil {
+			c.end(false)
+			return
+		}
+		c.fresh, c.inRequest, c.idle = true, false, false
+		s.http[c.listener.place.service].ServeConn(c)
+	})
+	return true
 }

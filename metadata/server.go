@@ -29,6 +29,9 @@ type Options struct {
 	Limits Limits
 	Hosts  []string // further Host names to answer to
 
+	// Sockets opens the sockets that guests connect to; nil: they end with the process.
+	Sockets Sockets
+
 	MetadataPort uint16 // 0: 80
 	PasswordPort uint16 // 0: 8080
 }
@@ -50,11 +53,13 @@ type Server struct {
 	log       *slog.Logger
 	tokens    *tokens
 	passwords Passwords
+	sockets   Sockets
 	ports     map[service]uint16
 	limits    atomic.Pointer[Limits]
 	hosts     atomic.Pointer[[]string]
 	http      map[service]*fasthttp.Server
 
+	leaving  atomic.Bool     // each answer ends its connection
 	stopped  context.Context // ends when connections are to end
 	stop     context.CancelFunc
 	running  sync.WaitGroup // accept loops, connections, answers to requests that waited
@@ -92,7 +97,12 @@ const (
 	readTimeout  = 10 * time.Second
 	writeTimeout = 30 * time.Second
 	idleTimeout  = 30 * time.Second
-	stopTimeout  = 2 * time.Second // for requests in progress when the server stops
+
+	// When the server stops: how long connections have time to end with their next answer, how long
+	// one may take over its first request that came just before, and how long all is waited for.
+	lingerTime      = 100 * time.Millisecond
+	lastRequestTime = 500 * time.Millisecond
+	stopTimeout     = 2 * time.Second
 
 	maxHeader = 4096 // bytes of a request line and its fields together
 	maxBody   = 1024 // bytes of a request's body; no request here has a use for one
@@ -110,6 +120,7 @@ func NewServer(t *Table, o Options) *Server {
 		log:       o.Logger,
 		tokens:    newTokens(o.TokenKey),
 		passwords: o.Passwords,
+		sockets:   o.Sockets,
 		ports:     map[service]uint16{metadataService: 80, passwordService: 8080},
 		openings:  make(chan struct{}, 1),
 		open:      make(map[place]*listener),
@@ -118,6 +129,9 @@ func NewServer(t *Table, o Options) *Server {
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.sockets == nil {
+		s.sockets = ownSockets{}
 	}
 	if o.MetadataPort != 0 {
 		s.ports[metadataService] = o.MetadataPort
@@ -227,7 +241,7 @@ func (s *Server) reconcile() {
 			continue
 		}
 		if err := s.loop.listen(l); err != nil {
-			l.end(s, (*conn).abort)
+			l.close(s)
 			s.fault(p, d, err)
 			continue
 		}
@@ -237,7 +251,7 @@ func (s *Server) reconcile() {
 	for p, l := range s.open {
 		if wanted[p] == nil {
 			delete(s.open, p)
-			l.end(s, (*conn).abort)
+			l.close(s)
 			s.log.Debug("listening ended", "service", p.service, "address", p.address, "device", l.device.Load().Name)
 		}
 	}
@@ -265,8 +279,9 @@ func (s *Server) openLoop() (err error) {
 }
 
 // Run answers the requests that wait for a change and tries again what could not be opened, until
-// ctx ends. Then it stops listening, gives requests in progress a moment to be answered, closes all
-// connections and returns nil. It leaves no goroutine behind. It can be called once.
+// ctx ends. Then it answers the requests that wait, ends connections with their next answer, and a
+// moment later stops listening and closes those that are between two requests; one that has not had an
+// answer yet may still get one. It returns nil and leaves no goroutine behind. It can be called once.
 func (s *Server) Run(ctx context.Context) error {
 	var again <-chan time.Time
 	defer s.sweep.Stop()
@@ -298,7 +313,7 @@ func (s *Server) endExpired(now time.Time) {
 		return
 	}
 	for _, c := range loop.expired(now) {
-		c.stop()
+		c.expire()
 	}
 }
 
@@ -311,6 +326,11 @@ func (s *Server) retry() {
 }
 
 func (s *Server) shutdown() {
+	s.leaving.Store(true)
+	for _, w := range s.table.waiting.all() {
+		s.finish(w)
+	}
+	s.linger()
 	s.mu.Lock()
 	s.closed = true
 	open, loop := s.open, s.loop
@@ -318,14 +338,11 @@ func (s *Server) shutdown() {
 	clear(s.faults)
 	s.mu.Unlock()
 	for _, l := range open {
-		l.end(s, (*conn).stop)
+		l.stop(s)
 	}
 	s.stop()
 	if loop != nil {
 		loop.ring()
-	}
-	for _, w := range s.table.waiting.all() {
-		s.finish(w)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -343,6 +360,30 @@ func (s *Server) shutdown() {
 	}
 	<-done
 	s.closeLoop()
+}
+
+// linger serves on until there is no connection left, but not for long. A client that asks again on a
+// kept connection is told that it ends, and does not find it closed with its question under way.
+func (s *Server) linger() {
+	end := time.After(lingerTime)
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for {
+		connections := 0
+		s.mu.Lock()
+		for _, l := range s.open {
+			connections += l.count()
+		}
+		s.mu.Unlock()
+		if connections == 0 {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-end:
+			return
+		}
+	}
 }
 
 // closeLoop is called once nothing runs any more.
