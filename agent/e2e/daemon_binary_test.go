@@ -4,16 +4,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
 
-// binaryEnv tells the process of a test in its namespaces where the daemon's program is.
-const binaryEnv = "VRAGENT_E2E_BINARY"
-
+// building are the programs that have been built, or why they could not.
 var building struct {
-	sync.Once
-	dir, failure string
+	sync.Mutex
+	dir     string
+	failure map[string]string
 }
 
 func TestMain(m *testing.M) {
@@ -24,35 +24,50 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// buildDaemon returns the program. Called before Enter as well, it is built once for all tests.
+// buildDaemon returns the program vragent. Called before Enter as well, it is built once for all tests.
 func buildDaemon(t *testing.T) string {
 	t.Helper()
-	if binary := os.Getenv(binaryEnv); binary != "" {
+	return buildProgram(t, "vragent")
+}
+
+// buildProgram returns a program of ours. Called before Enter as well, it is built once for all tests.
+func buildProgram(t *testing.T, name string) string {
+	t.Helper()
+	// Tells the process of a test in its namespaces where the program is.
+	env := "VRAGENT_E2E_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	building.Lock()
+	defer building.Unlock()
+	if binary := os.Getenv(env); binary != "" {
 		return binary
 	}
-	building.Do(func() {
+	if why := building.failure[name]; why != "" {
+		t.Fatal(why)
+	}
+	fail := func(why string) {
+		if building.failure == nil {
+			building.failure = make(map[string]string)
+		}
+		building.failure[name] = why
+		t.Fatal(why)
+	}
+	if building.dir == "" {
 		dir, err := os.MkdirTemp("", "vragent-e2e")
 		if err == nil {
-			building.dir = dir
 			err = os.Chmod(dir, 0o755) // other users run it too
 		}
 		if err != nil {
-			building.failure = err.Error()
-			return
+			fail(err.Error())
 		}
-		binary := filepath.Join(dir, "vragent")
-		args := []string{"build", "-o", binary}
-		if os.Getenv(faultsEnv) != "" {
-			args = append(args, "-race")
-		}
-		if out, err := exec.Command("go", append(args, "vragent/agent/cmd/vragent")...).CombinedOutput(); err != nil {
-			building.failure = "go build: " + err.Error() + "\n" + string(out)
-			return
-		}
-		os.Setenv(binaryEnv, binary) // which Enter hands on
-	})
-	if building.failure != "" {
-		t.Fatal(building.failure)
+		building.dir = dir
 	}
-	return os.Getenv(binaryEnv)
+	binary := filepath.Join(building.dir, name)
+	args := []string{"build", "-o", binary}
+	if os.Getenv(faultsEnv) != "" {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, "vragent/agent/cmd/"+name)...).CombinedOutput(); err != nil {
+		fail("go build: " + err.Error() + "\n" + string(out))
+	}
+	os.Setenv(env, binary) // which Enter hands on
+	return binary
 }
