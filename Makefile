@@ -24,7 +24,7 @@ PACKAGE = VERSION=$(VERSION) COMMIT=$(COMMIT) packaging/package.sh
 FUZZTIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-quick test-faults race fuzz lint deb packages packages-check trial demo bench clean install-deps FORCE
+.PHONY: help build test test-quick test-faults race fuzz lint vulncheck deb packages packages-check trial demo bench clean install-deps FORCE
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ lint: ## gofmt, vet, staticcheck and the shell scripts
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	@for script in $$(git grep -lI '^#!/bin/sh'); do sh -n $$script || exit 1; done
+
+vulncheck: ## known vulnerabilities in what vragent is built of; asks https://vuln.go.dev
+	packaging/vulncheck.sh
 
 deb: build dist/$(ARCH)/vragent ## a Debian package for this machine in dist/
 	$(PACKAGE) deb $(ARCH)
