@@ -22,9 +22,10 @@ RPM_arm64 = aarch64
 LINTIAN = lintian --allow-root --display-info --pedantic --fail-on error,warning,info,pedantic
 PACKAGE = VERSION=$(VERSION) COMMIT=$(COMMIT) packaging/package.sh
 FUZZTIME ?= 30s
+SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-quick test-faults race fuzz lint vulncheck deb packages packages-check trial demo bench clean install-deps FORCE
+.PHONY: help build test test-quick test-faults race fuzz lint vulncheck deb packages packages-check trial demo bench soak clean install-deps FORCE
 
 help: ## list what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -87,6 +88,10 @@ bench: ## the figures of this machine, as tables
 	packaging/deps.sh bench
 	$(GO) test -p 1 -run '^$$' -bench . ./...
 	VRAGENT_FIGURES=1 $(GO) test -p 1 -timeout 60m -count=1 -v -run '^TestFigures' ./... | grep -v 'no test'
+
+soak: ## everything that changes on a router, changing for SOAK (30m): is the daemon flat?
+	packaging/deps.sh test
+	VRAGENT_FIGURES=1 VRAGENT_SOAK=$(SOAK) $(GO) test -timeout 0 -count=1 -v -run '^TestFiguresOfSoak$$' ./agent/e2e
 
 install-deps: ## install the Debian packages that the tests lack here
 	packaging/deps.sh test
