@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -122,7 +123,7 @@ func New(opts Options) (a *Agent, err error) {
 	}
 	hosts, data := dhcp.NewTable(), metadata.NewTable()
 	a.hosts = hosts
-	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases}})
+	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases, a.lost("leases")}})
 	a.metadata = metadata.NewServer(data, metadata.Options{
 		Logger: a.log, TokenKey: key, Hosts: cfg.Metadata.Hosts, Limits: limits(cfg),
 		Passwords: passwords{a},
@@ -136,7 +137,7 @@ func New(opts Options) (a *Agent, err error) {
 		return a, err
 	}
 	if cfg.CloudStack.Enabled {
-		if a.cloudstack, err = cloudstack.New(door{a.engine}, records{a.dialect}, a.log); err != nil {
+		if a.cloudstack, err = cloudstack.New(door{a.engine}, records{a.dialect, a.lost("cloudstack")}, a.log); err != nil {
 			return a, fmt.Errorf("CloudStack dialect: %w", err)
 		}
 		a.cloudstack.DropDir, a.cloudstack.Databags = cfg.DropDir, cfg.CloudStack.Databags
@@ -191,6 +192,20 @@ func (a *Agent) openStore(dir string) (*state.Store, error) {
 		a.notes = append(a.notes, fmt.Sprintf("%s: %s", dir, report))
 	}
 	return store, nil
+}
+
+// lost returns what reports records of a store that cannot be read. Opening a store finds most of them;
+// it does not read everything.
+func (a *Agent) lost(name string) func(error) {
+	return func(err error) {
+		a.log.Error("records are lost", "store", name, "err", err)
+		note := fmt.Sprintf("%s: records are lost: %v", name, err)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if !slices.Contains(a.notes, note) {
+			a.notes = append(a.notes, note)
+		}
+	}
 }
 
 // Run serves until ctx ends, then stops in order and returns nil; an error is what ended it before.

@@ -11,7 +11,10 @@ import (
 
 // leases keeps pool leases in a store of their own: one record for each address. It implements
 // dhcp.Leases.
-type leases struct{ store *state.Store }
+type leases struct {
+	store   *state.Store
+	damaged func(error) // hears of records that cannot be read
+}
 
 const leasePrefix = "lease/"
 
@@ -28,7 +31,8 @@ func (s leases) Load(fn func(dhcp.Lease) error) error {
 		return fn(l)
 	})
 	if errors.Is(err, state.ErrDamaged) {
-		return nil // reported when the store was opened
+		s.damaged(err)
+		return nil
 	}
 	return err
 }
@@ -51,7 +55,10 @@ func (s leases) Commit(_ context.Context, list []dhcp.Lease) error {
 }
 
 // records is a store as users and jobs ask for it. It implements account.Store and job.Store.
-type records struct{ store *state.Store }
+type records struct {
+	store   *state.Store
+	damaged func(error) // hears of records that cannot be read
+}
 
 func (r records) Commit(changes map[string][]byte) error {
 	var batch state.Batch
@@ -70,7 +77,8 @@ func (r records) Get(key string) ([]byte, error) { return r.store.Get(key) }
 func (r records) Each(prefix string, fn func(key string, value []byte) error) error {
 	err := r.store.Each(prefix, -1, fn)
 	if errors.Is(err, state.ErrDamaged) {
-		return nil // reported when the store was opened
+		r.damaged(err)
+		return nil
 	}
 	return err
 }

@@ -116,7 +116,7 @@ func (r *rig) served(t *testing.T, ip string) map[string]string {
 	v, _ := r.model.View(drop.Unit{Kind: drop.VM, Name: x.VM.Name})
 	r.mu.RUnlock()
 	if v.Have != nil && v.Have.VM.UserData != nil {
-		content := &blobContent{store: r.Store, key: dataKey(v.Unit.Path(), drop.UserDataFile, v.Have.VM.UserData), blob: v.Have.VM.UserData}
+		content := &blobContent{engine: r.Engine, unit: v.Unit, name: drop.UserDataFile, blob: v.Have.VM.UserData}
 		f, err := content.Open()
 		if err != nil {
 			t.Fatal(err)

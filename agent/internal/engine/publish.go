@@ -144,7 +144,7 @@ func (e *Engine) guestsOf(c *desired.Content) []*metadata.Guest {
 		if b == nil {
 			return nil
 		}
-		return &blobContent{store: e.Store, key: dataKey(c.Unit.Path(), name, b), blob: b}
+		return &blobContent{engine: e, unit: c.Unit, name: name, blob: b}
 	}
 	userData, vendorData := data(drop.UserDataFile, vm.UserData), data(drop.VendorDataFile, vm.VendorData)
 	var list []*metadata.Guest

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -207,7 +209,12 @@ func (e *Engine) restore() error {
 		list = append(list, r)
 		return nil
 	})
-	if err != nil && !errors.Is(err, state.ErrDamaged) {
+	if errors.Is(err, state.ErrDamaged) {
+		e.Log.Error("records are damaged; their units' files are read anew", "err", err)
+		e.mu.Lock()
+		e.faults["damage"] = fmt.Sprintf("records of units were damaged when the agent started, and their files were read anew: %v", err)
+		e.mu.Unlock()
+	} else if err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	slices.SortFunc(list, func(a, b restored) int { return cmp.Compare(a.Order, b.Order) })
@@ -299,16 +306,24 @@ func (e *Engine) sweep(live map[string]bool) {
 
 // blobContent serves bytes of the store. It implements metadata.Content.
 type blobContent struct {
-	store *state.Store
-	key   string
-	blob  *desired.Blob
+	engine *Engine
+	unit   drop.Unit
+	name   string // of the file
+	blob   *desired.Blob
 }
 
 func (c *blobContent) Size() int64  { return c.blob.Size }
 func (c *blobContent) ETag() string { return c.blob.Hash[:32] }
 
 func (c *blobContent) Open() (io.ReadSeekCloser, error) {
-	v, err := c.store.Open(c.key)
+	key := dataKey(c.unit.Path(), c.name, c.blob)
+	v, err := c.engine.Store.Open(key)
+	if errors.Is(err, state.ErrDamaged) {
+		if err := c.engine.heal(c.unit, c.name, c.blob); err != nil {
+			return nil, err
+		}
+		v, err = c.engine.Store.Open(key)
+	}
 	if errors.Is(err, state.ErrNotFound) {
 		return nil, fs.ErrNotExist // replaced meanwhile
 	}
@@ -316,4 +331,25 @@ func (c *blobContent) Open() (io.ReadSeekCloser, error) {
 		return nil, err
 	}
 	return v, nil
+}
+
+// heal puts bytes of the store that are damaged back from the drop directory, if its file is still the
+// one that is in force.
+func (e *Engine) heal(unit drop.Unit, name string, blob *desired.Blob) error {
+	path := unit.Path() + "/" + name
+	c, err := e.Dir.Read(unit)
+	if err != nil {
+		return fmt.Errorf("%s is damaged in the state directory, and cannot be read from the drop directory now: %w", path, err)
+	}
+	file, ok := c.Files[name]
+	if sum := sha256.Sum256(file.Data); !ok || hex.EncodeToString(sum[:]) != blob.Hash {
+		return fmt.Errorf("%s is damaged in the state directory, and another one in the drop directory", path)
+	}
+	var batch state.Batch
+	batch.Put(dataKey(unit.Path(), name, blob), file.Data)
+	if err := e.Store.Commit(&batch); err != nil {
+		return fmt.Errorf("%s is damaged in the state directory: %w", path, err)
+	}
+	e.Log.Warn("damaged bytes put back from the drop directory", "unit", unit.Path(), "file", name)
+	return nil
 }

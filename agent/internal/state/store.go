@@ -249,8 +249,8 @@ func (s *Store) Keys(prefix string) iter.Seq[string] {
 // in the order in which they lie on disk: the quick way to read a store at the
 // start. Values of more than limit bytes are passed over, none if limit is
 // negative. The value is valid until do returns. A damaged value is passed
-// over; Each goes on, and returns ErrDamaged for the first one at the end. An
-// error of do ends it and is returned as it is.
+// over; Each goes on, and at the end returns ErrDamaged with the keys of the
+// first ones. An error of do ends it and is returned as it is.
 func (s *Store) Each(prefix string, limit int64, do func(key string, value []byte) error) error {
 	type entry struct {
 		key string
@@ -282,7 +282,7 @@ func (s *Store) Each(prefix string, limit int64, do func(key string, value []byt
 		return cmp.Or(cmp.Compare(a.loc.seg.number, b.loc.seg.number), cmp.Compare(a.loc.off, b.loc.off))
 	})
 
-	var damaged error
+	var damaged []string
 	var win *window
 	var of *segment
 	for _, e := range entries {
@@ -292,14 +292,28 @@ func (s *Store) Each(prefix string, limit int64, do func(key string, value []byt
 		}
 		value := win.bytes(e.loc.off, int(e.loc.size))
 		if checksum(value) != e.loc.crc || len(value) != int(e.loc.size) {
-			damaged = cmp.Or(damaged, fmt.Errorf("state %q: %w", e.key, ErrDamaged))
+			damaged = append(damaged, e.key)
 			continue
 		}
 		if err := do(e.key, value); err != nil {
 			return err
 		}
 	}
-	return damaged
+	return damageOf(damaged)
+}
+
+// damageOf is the error that tells of damaged values, nil where there are none.
+func damageOf(keys []string) error {
+	const named = 8
+	switch n := len(keys); {
+	case n == 0:
+		return nil
+	case n == 1:
+		return fmt.Errorf("state %q: %w", keys[0], ErrDamaged)
+	case n > named:
+		return fmt.Errorf("state %q and %d more: %w", keys[:named], n-named, ErrDamaged)
+	}
+	return fmt.Errorf("state %q: %w", keys, ErrDamaged)
 }
 
 // find returns where the value of key is, its segment held for the caller.
