@@ -36,6 +36,9 @@ build: ## build bin/vragent
 dist/%/vragent: FORCE
 	GOOS=linux GOARCH=$* $(BUILD) -o $@ ./agent/cmd/vragent
 
+dist/%/vragent-cloudstack: FORCE
+	GOOS=linux GOARCH=$* $(BUILD) -o $@ ./agent/cmd/vragent-cloudstack
+
 test: install-deps ## all tests, in namespaces of their own and with real clients
 	$(GO) vet ./...
 	$(GO) test -race -shuffle=on -timeout 30m ./...
@@ -61,23 +64,27 @@ lint: ## gofmt, vet, staticcheck and the shell scripts
 vulncheck: ## known vulnerabilities in what vragent is built of; asks https://vuln.go.dev
 	packaging/vulncheck.sh
 
-deb: build dist/$(ARCH)/vragent ## a Debian package for this machine in dist/
+deb: build dist/$(ARCH)/vragent dist/$(ARCH)/vragent-cloudstack ## the Debian packages for this machine in dist/
 	$(PACKAGE) deb $(ARCH)
+	$(PACKAGE) deb $(ARCH) vragent-cloudstack
 
-packages: build $(ARCHS:%=dist/%/vragent) ## the deb and the rpm for amd64 and arm64 in dist/
-	@for arch in $(ARCHS); do $(PACKAGE) deb $$arch && $(PACKAGE) rpm $$arch || exit 1; done
+packages: build $(ARCHS:%=dist/%/vragent) $(ARCHS:%=dist/%/vragent-cloudstack) ## debs and rpm for amd64 and arm64 in dist/
+	@for arch in $(ARCHS); do \
+		$(PACKAGE) deb $$arch && $(PACKAGE) rpm $$arch && $(PACKAGE) deb $$arch vragent-cloudstack || exit 1; \
+	done
 
 packages-check: packages ## look into each of them, build them a second time and compare
 	packaging/deps.sh packages
-	$(LINTIAN) $(ARCHS:%=dist/vragent_$(VERSION)_%.deb)
+	$(LINTIAN) $(ARCHS:%=dist/vragent_$(VERSION)_%.deb) $(ARCHS:%=dist/vragent-cloudstack_$(VERSION)_%.deb)
 	packaging/inspect.sh $(VERSION)
 	packaging/rebuild.sh VERSION=$(VERSION) COMMIT=$(COMMIT) SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH)
 
 trial: deb ## try the packages on a booted copy of this machine (root)
 	packaging/deps.sh trial
 	$(PACKAGE) rpm $(ARCH)
-	$(LINTIAN) dist/vragent_$(VERSION)_$(ARCH).deb
+	$(LINTIAN) dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-cloudstack_$(VERSION)_$(ARCH).deb
 	packaging/trial/run.sh packaging/trial/inside.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-$(VERSION)-1.$(RPM_$(ARCH)).rpm
+	packaging/trial/run.sh packaging/trial/cloudstack.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-cloudstack_$(VERSION)_$(ARCH).deb packaging/cloudstack/standins
 
 demo: ## what vragent does, shown with a router and two guests
 	packaging/deps.sh demo

@@ -56,6 +56,8 @@ data() {
 	drop vm_metadata "{\"vm_ip_address\":\"$1\",\"vm_metadata\":[[\"userdata\",\"user-data\",\"$(printf %s "$4" | base64 -w0)\"],[\"metadata\",\"local-hostname\",\"$3\"],[\"metadata\",\"vm-id\",\"$2\"],[\"metadata\",\"instance-id\",\"$2\"],[\"metadata\",\"public-keys\",null]],\"type\":\"vmdata\"}"
 }
 secret() { drop vm_password "{\"ip_address\":\"$1\",\"password\":\"$2\",\"type\":\"vmpassword\"}"; }
+# resolve NAME HOST: the address that the guest gets for a host name
+resolve() { ip netns exec "$1" busybox nslookup "$2" 10.1.1.1 2>/dev/null | sed -n 's/^Address.*: \(10[.0-9]*\)$/\1/p' | tail -n 1; }
 active() { systemctl is-active "$@" || true; }
 # who PORT: the programs that listen on it
 who() { ss -Hlntup "sport = $1" | sed 's/.*users:(("\([^"]*\)".*/\1/' | sort -u | paste -sd' '; }
@@ -87,5 +89,26 @@ promise "and its password" "taken" "$(password web send_my_password)"
 password web saved_password >/dev/null
 secret 10.1.1.35 waiting
 
-[ "$broken" -eq 0 ] || { tail -n 40 /var/log/cloud.log; journalctl --quiet --lines 60 --output cat; } | show
+
+say "Taken over"
+dpkg -i "$here/vragent.deb" >"$log" 2>&1 || show <"$log"
+dpkg -i "$here/vragent-cloudstack.deb" >"$log" 2>&1 || show <"$log"
+grep '^Taken over' "$log" | show
+promise "the package is installed" ii "$(dpkg-query -W -f '${db:Status-Abbrev}' vragent-cloudstack | tr -d ' ')"
+promise "Apache is masked" masked "$(systemctl is-enabled apache2 2>/dev/null)"
+promise "and stopped" inactive "$(active apache2)"
+promise "so is the password server" inactive "$(active cloud-password-server@10.1.1.1)"
+promise "and the script lies beside ours" 0 "$(exit_status grep -q standin /opt/cloud/bin/vr_cfg.sh.cloudstack)"
+vragent_serves() { [ "$(who 67) $(who 80) $(who 8080)" = "vragent vragent vragent" ]; }
+promise "vragent serves" 0 "$(exit_status within 5 vragent_serves)"
+promise "dnsmasq answers names alone" dnsmasq "$(who 53)"
+promise "and knows the data server" 10.1.1.1 "$(resolve web data-server)"
+promise "the guest keeps its address" "10.1.1.34 web-1 10.1.1.1 10.1.1.1" "$(boot web)"
+promise "and the other" "10.1.1.35 db-1 10.1.1.1 10.1.1.1" "$(boot db)"
+promise "its user data" "web boots" "$(get web user-data)"
+promise "its metadata" "id-web" "$(get web meta-data/instance-id)"
+promise "a password that was taken stays taken" saved_password "$(password web send_my_password)"
+promise "one that was not waits" waiting "$(password db send_my_password)"
+
+[ "$broken" -eq 0 ] || { cat "$log"; tail -n 40 /var/log/cloud.log; vragent status; journalctl --quiet --lines 120 --output cat; } | show
 verdict

@@ -7,6 +7,13 @@
 //
 // What guests are served from goes to the agent; everything else goes to the originals, which lie
 // beside it with .cloudstack appended to their names.
+//
+// By its own name it is what the package's scripts and units call as root:
+//
+//	vragent-cloudstack enter    takes the router over and puts the diversions in force
+//	vragent-cloudstack keep     keeps the files of the router's own scripts current
+//	vragent-cloudstack dnsmasq  writes dnsmasq's configuration without DHCP
+//	vragent-cloudstack leave    gives the router back
 package main
 
 import (
@@ -25,8 +32,9 @@ import (
 
 // router is where things are.
 type router struct {
-	bin string // the folder of the diverted programs
-	in  cloudstack.Intake
+	site *site
+	bin  string // the folder of the diverted programs
+	in   cloudstack.Intake
 	// calls takes in what an extension is called for.
 	calls caller
 	out   io.Writer // the management server reads it
@@ -47,7 +55,8 @@ func main() {
 	// A router that boots runs its scripts while the agent is starting.
 	client.Patience = 20 * time.Second
 	r := &router{
-		bin: cmp.Or(os.Getenv("VRAGENT_CLOUD_BIN"), "/opt/cloud/bin"),
+		site: &site{daemon: client, start: startProgram, out: os.Stdout, now: time.Now},
+		bin:  cmp.Or(os.Getenv("VRAGENT_CLOUD_BIN"), "/opt/cloud/bin"),
 		in: cloudstack.Intake{
 			Taker:   client,
 			Archive: cloudstack.Archive{Dir: cmp.Or(os.Getenv("VRAGENT_CLOUD_DIR"), "/var/cache/cloud")},
@@ -78,6 +87,8 @@ func (r *router) run(ctx context.Context, name string, args []string) int {
 		return r.vrConfig(ctx, args)
 	case "vragent-extension":
 		return r.extension(ctx, args)
+	case "vragent-cloudstack":
+		return r.site.command(ctx, args)
 	}
 	fmt.Fprintln(r.err, "vragent-cloudstack: call it as update_config.py, vr_cfg.sh or vragent-extension, by a symbolic link of that name")
 	return 64

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"vragent/agent/internal/cloudstack"
+)
+
+// keep keeps the files of the router's own scripts as they would write them, until ctx ends: after
+// each change of the agent's, and after somebody else has written into one of them. It holds nothing
+// in memory in between.
+func (s *site) keep(ctx context.Context) error {
+	if err := os.MkdirAll(s.path(bagsDir), 0o755); err != nil {
+		return err
+	}
+	w, err := newWatch(s.path(filepath.Dir(hostsFile)), s.path(bagsDir))
+	if err != nil {
+		return err
+	}
+	defer w.close()
+
+	newer := make(chan cloudstack.Guests)
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		s.follow(ctx, newer)
+	}()
+	defer func() { <-asked }()
+
+	written := make(map[string]fileID)
+	for {
+		var g cloudstack.Guests
+		select {
+		case <-ctx.Done():
+			return nil
+		case g = <-newer:
+		case <-w.changed:
+			if !s.foreign(written) {
+				continue
+			}
+			if g, err = s.daemon.Guests(ctx, 0); err != nil {
+				continue // follow brings it when the agent is back
+			}
+		}
+		if g.Off || g.Empty() {
+			continue
+		}
+		began := time.Now()
+		hosts, err := s.keepFiles(g)
+		if err != nil {
+			s.say("%v", err)
+		}
+		if hosts {
+			// For the names in it; a dnsmasq that does not run needs nothing.
+			if err := s.systemctl(ctx, "try-reload-or-restart", dnsmasqUnit); err != nil && ctx.Err() == nil {
+				s.say("%v", err)
+			}
+		}
+		written = s.identify()
+		debug.FreeOSMemory()
+		// Changes that come fast are written together.
+		select {
+		case <-time.After(max(time.Second, 10*time.Since(began))):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// follow sends what the agent knows of the guests whenever that changes.
+func (s *site) follow(ctx context.Context, newer chan<- cloudstack.Guests) {
+	var last uint64
+	said := ""
+	for ctx.Err() == nil {
+		g, err := s.daemon.Guests(ctx, last)
+		if err != nil {
+			if ctx.Err() == nil && err.Error() != said {
+				said = err.Error()
+				s.say("%v", err)
+			}
+			select {
+			case <-time.After(time.Second): // it is restarted, as a rule
+			case <-ctx.Done():
+			}
+			continue
+		}
+		said, last = "", g.Generation
+		select {
+		case newer <- g:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// kept are the files that are kept, with the modes they get where there is none.
+func kept(g cloudstack.Guests, userData func(unit string) ([]byte, error)) []keptFile {
+	text := func(data []byte) func(io.Writer) error {
+		return func(w io.Writer) error {
+			_, err := w.Write(data)
+			return err
+		}
+	}
+	return []keptFile{
+		{bagsDir + "/dhcpentry.json", 0o644, g.WriteDHCPEntries},
+		{bagsDir + "/vmdata.json", 0o600, func(w io.Writer) error { return g.WriteVMData(w, userData) }},
+		{dhcpHosts, 0o644, text(g.DHCPHosts())},
+		{hostsFile, 0o644, text(g.Hosts())},
+	}
+}
+
+type keptFile struct {
+	path  string
+	mode  fs.FileMode
+	write func(io.Writer) error
+}
+
+// keepFiles brings the files into line with what is known of the guests, each in one step, and tells
+// whether /etc/hosts says something else now. What says the same stays untouched.
+func (s *site) keepFiles(g cloudstack.Guests) (hosts bool, err error) {
+	if g.Empty() {
+		return false, nil
+	}
+	var faults []error
+	for _, f := range kept(g, s.unitFile(g, "user-data")) {
+		if s.says(f) {
+			continue
+		}
+		if err := s.replaceBy(f.path, f.mode, func(w io.Writer) error {
+			b := bufio.NewWriterSize(w, 1<<16)
+			return errors.Join(f.write(b), b.Flush())
+		}); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		hosts = hosts || f.path == hostsFile
+	}
+	return hosts, errors.Join(faults...)
+}
+
+// unitFile reads a file of a unit; one that is not there is nil.
+func (s *site) unitFile(g cloudstack.Guests, name string) func(unit string) ([]byte, error) {
+	return func(unit string) ([]byte, error) {
+		data, err := os.ReadFile(s.path(filepath.Join(g.DropDir, unit, name)))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return data, err
+	}
+}
+
+// says tells whether the file says already what is to be written.
+func (s *site) says(f keptFile) bool {
+	file, err := os.Open(s.path(f.path))
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	c := &comparison{with: bufio.NewReaderSize(file, 1<<16)}
+	if f.write(c) != nil {
+		return false
+	}
+	_, err = c.with.ReadByte()
+	return errors.Is(err, io.EOF)
+}
+
+// comparison is a writer of what is to be the same as what with reads.
+type comparison struct{ with *bufio.Reader }
+
+var errOther = errors.New("says something else")
+
+func (c *comparison) Write(p []byte) (int, error) {
+	for i := range p {
+		if b, err := c.with.ReadByte(); err != nil || b != p[i] {
+			return i, errOther
+		}
+	}
+	return len(p), nil
+}
+
+// identify tells what the files are now, and foreign whether somebody else has written them since.
+func (s *site) identify() map[string]fileID {
+	ids := make(map[string]fileID)
+	for _, f := range kept(cloudstack.Guests{}, nil) {
+		ids[f.path] = identify(s.path(f.path))
+	}
+	return ids
+}
+
+func (s *site) foreign(written map[string]fileID) bool {
+	for path, id := range s.identify() {
+		if written[path] != id {
+			return true
+		}
+	}
+	return false
+}

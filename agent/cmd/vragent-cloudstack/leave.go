@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vragent/agent/internal/cloudstack"
+)
+
+// leave gives the router back: its own scripts find what is true today, and serve it. It goes as far
+// as it can whatever fails on the way.
+func (s *site) leave(ctx context.Context) error {
+	rec, err := s.readRecord()
+	if err != nil {
+		// It only names what there is to undo; what can be there is known without it.
+		s.say("%v", err)
+		rec = record{InForce: true, Stands: make(map[string]*standing)}
+		for _, name := range entryPoints {
+			rec.Stands[standIn(name).path] = &standing{}
+		}
+		for _, unit := range masked {
+			rec.Stands[mask(unit).path] = &standing{}
+		}
+	}
+	var faults []error
+	try := func(err error) {
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if rec.InForce {
+		guests, err := s.daemon.Guests(ctx, 0)
+		if err != nil {
+			s.say("The databags stay as they are, since the agent does not answer: %v", err)
+		} else {
+			_, err := s.keepFiles(guests)
+			try(err)
+			for _, name := range entryPoints {
+				try(s.undivert(ctx, &rec, name))
+			}
+			// What came in by our programs until just now.
+			if newest, err := s.daemon.Guests(ctx, 0); err == nil && newest.Generation != guests.Generation {
+				guests = newest
+				_, err := s.keepFiles(guests)
+				try(err)
+			}
+			// Read from the units, which are there no longer afterwards.
+			try(s.keepPasswords(guests))
+			try(s.daemon.Leave(ctx))
+		}
+		try(s.stale(guests))
+	}
+	try(s.disable(ctx))
+	try(s.release(ctx, &rec))
+	if rec.InForce {
+		for _, file := range []string{"vm_dhcp_entry.json", "vm_metadata.json"} {
+			if _, err := os.Stat(s.path(binDir + "/configure.py")); err == nil {
+				_, err := s.start(ctx, s.path(binDir+"/configure.py"), file)
+				try(err)
+			}
+		}
+		// A reload is not enough for dnsmasq to answer DHCP again.
+		try(s.systemctl(ctx, "try-restart", dnsmasqUnit))
+	}
+	try(s.drop(s.path(recordFile)))
+	return errors.Join(faults...)
+}
+
+// disable turns the dialect off in the agent. A file that the administrator has changed stays, under
+// a name that the agent does not read.
+func (s *site) disable(ctx context.Context) error {
+	data, err := os.ReadFile(s.path(agentFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case string(data) == agentConfig:
+		err = os.Remove(s.path(agentFile))
+	default:
+		err = os.Rename(s.path(agentFile), s.path(agentFile)+".old")
+	}
+	if err != nil {
+		return err
+	}
+	return s.systemctl(ctx, "try-restart", "vragent.service")
+}
+
+// keepPasswords writes the password servers' files, with those that no guest has taken yet. Older
+// files of theirs hold passwords that have been taken.
+func (s *site) keepPasswords(g cloudstack.Guests) error {
+	old, err := filepath.Glob(s.path(cacheDir + "/passwords-*"))
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, path := range old {
+		faults = append(faults, s.drop(path))
+	}
+	for _, n := range g.Networks {
+		data, err := g.PasswordFile(n.Serving, s.unitFile(g, "password"))
+		if err == nil && len(data) > 0 {
+			err = s.replace(cacheDir+"/passwords-"+n.Serving.String(), 0o600, data)
+		}
+		faults = append(faults, err)
+	}
+	return errors.Join(faults...)
+}
+
+// stale removes what dnsmasq and Apache know of guests, which is of the day of the installation: an
+// old lease keeps an address from the VM that has it now, and the scripts add to a VM's metadata but
+// never take anything away. They write it all anew.
+func (s *site) stale(g cloudstack.Guests) error {
+	var faults []error
+	// Without DHCP dnsmasq neither reads nor writes its leases.
+	if _, err := os.Stat(s.path(leasesFile)); err == nil && !g.Empty() {
+		faults = append(faults, s.replace(leasesFile, 0o644, g.Leases()))
+	}
+	for _, dir := range []string{"metadata", "userdata"} {
+		entries, err := os.ReadDir(s.path(filepath.Join(websiteDir, dir)))
+		if err != nil {
+			continue // there is none
+		}
+		for _, e := range entries {
+			if _, err := netip.ParseAddr(e.Name()); err == nil && e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+				faults = append(faults, os.RemoveAll(s.path(filepath.Join(websiteDir, dir, e.Name()))))
+			}
+		}
+	}
+	return errors.Join(faults...)
+}
