@@ -53,6 +53,7 @@ type Agent struct {
 	dhcp     *dhcp.Server
 	metadata *metadata.Server
 	engine   *engine.Engine
+	pair     *pair // nil where nothing is shared
 
 	companion  *companion
 	cloudstack *cloudstack.Dialect // nil where it is off
@@ -123,16 +124,27 @@ func New(opts Options) (a *Agent, err error) {
 	}
 	hosts, data := dhcp.NewTable(), metadata.NewTable()
 	a.hosts = hosts
-	a.dhcp = dhcp.NewServer(hosts, dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases, a.lost("leases")}})
+	if a.pair, err = a.newPair(cfg); err != nil {
+		return a, err
+	}
+	storage := dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases, a.lost("leases")}}
+	if a.pair != nil {
+		storage.Leases, storage.Shared = nil, a.pair.leases
+	}
+	a.dhcp = dhcp.NewServer(hosts, storage)
 	a.metadata = metadata.NewServer(data, metadata.Options{
 		Logger: a.log, TokenKey: key, Hosts: cfg.Metadata.Hosts, Limits: limits(cfg),
 		Passwords: passwords{a},
 	})
-	a.engine = engine.New(engine.Parts{
+	parts := engine.Parts{
 		Dir: a.dir, Store: a.units, Kernel: a.kernel, Powers: powers,
 		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log,
 		Observe: func(outcome string, took time.Duration) { a.metrics.ObserveChange(metrics.Outcome(outcome), took) },
-	}, settings(cfg))
+	}
+	if a.pair != nil {
+		parts.Shared = a.pair.passwords
+	}
+	a.engine = engine.New(parts, settings(cfg))
 	if a.companion, err = newCompanion(a, cfg); err != nil {
 		return a, err
 	}
@@ -170,6 +182,9 @@ func (a *Agent) close() {
 	}
 	if a.dir != nil {
 		a.dir.Close()
+	}
+	if a.pair != nil {
+		a.pair.client.Close()
 	}
 	for _, store := range []*state.Store{a.units, a.leases, a.users, a.jobs, a.dialect} {
 		if store == nil {
@@ -271,7 +286,7 @@ func (a *Agent) Reload() error {
 		api := old.API
 		api.MaxUserData, api.MaxUserDataGet, api.MaxBundle = cfg.API.MaxUserData, cfg.API.MaxUserDataGet, cfg.API.MaxBundle
 		api.MetricsToken = cfg.API.MetricsToken
-		cfg.API, cfg.CloudStack = api, old.CloudStack
+		cfg.API, cfg.CloudStack, cfg.Shared = api, old.CloudStack, old.Shared
 	}
 	a.cfg, a.faults, a.loaded = cfg, nil, time.Now()
 	a.logs.set(cfg.Log)
@@ -344,7 +359,9 @@ func unjoin(err error) []error {
 // passwords hands the engine to the password server, which is made before it.
 type passwords struct{ a *Agent }
 
-func (p passwords) Password(vm string) (string, bool) { return p.a.engine.Password(vm) }
+func (p passwords) Password(ctx context.Context, vm string) (string, bool, error) {
+	return p.a.engine.Password(ctx, vm)
+}
 func (p passwords) Taken(ctx context.Context, vm, password string) error {
 	return p.a.engine.Taken(ctx, vm, password)
 }

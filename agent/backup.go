@@ -32,7 +32,8 @@ type Contents struct {
 
 // Backup writes what no drop directory holds, while the agent serves: users, pool leases and taken
 // passwords, each as it was at one moment. What the state directory cannot give is noted in the backup.
-func (a *Agent) Backup(_ context.Context, out io.Writer) error {
+// Leases that a pair shares are in it as this router knows them.
+func (a *Agent) Backup(ctx context.Context, out io.Writer) error {
 	w := backup.NewWriter(out, backup.Header{Created: time.Now().UTC().Truncate(time.Second), Release: a.opts.Version})
 	each := func(kind backup.Kind, what string, store *state.Store, prefix string) error {
 		err := store.Each(prefix, -1, func(key string, value []byte) error {
@@ -42,6 +43,22 @@ func (a *Agent) Backup(_ context.Context, out io.Writer) error {
 			return w.Add(backup.Record{Kind: backup.Fault, Key: what, Value: []byte(err.Error())})
 		}
 		return err
+	}
+	if a.pair != nil {
+		if s := a.pair.status(); !s.Current {
+			if err := w.Add(backup.Record{Kind: backup.Fault, Key: "pool leases", Value: []byte("what the other router wrote is not known: " + s.Why)}); err != nil {
+				return err
+			}
+		}
+		if err := a.pair.leases.Each(ctx, func(l dhcp.Lease) error {
+			value, err := l.MarshalBinary()
+			if err != nil {
+				return fmt.Errorf("lease of %s: %w", l.IP, err)
+			}
+			return w.Add(backup.Record{Kind: backup.Lease, Key: leaseKey(l), Value: value})
+		}); err != nil {
+			return err
+		}
 	}
 	return errors.Join(
 		each(backup.User, "users", a.users, ""),

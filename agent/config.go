@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"vragent/agent/internal/api"
+	"vragent/agent/internal/etcd"
 	"vragent/agent/internal/strict"
 )
 
@@ -29,11 +31,13 @@ type Config struct {
 	PublicInterface string
 	Metadata        MetadataConfig
 	CloudStack      CloudStackConfig
+	Shared          SharedConfig
 
 	// Files are those that were read, in order.
 	Files []string
 
-	listenAt ConfigFault // where api.listen stands, for faults that show when all is read
+	// Where api.listen and shared_state.etcd stand, for faults that show when all is read.
+	listenAt, sharedAt ConfigFault
 }
 
 // LogConfig says what is logged, and how.
@@ -69,6 +73,17 @@ type CloudStackConfig struct {
 	Databags bool   // the files of the router's own scripts are kept, by vragent-cloudstack
 }
 
+// SharedConfig is where a pair of routers shares pool leases and taken passwords.
+type SharedConfig struct {
+	Endpoints     []string // of etcd; none: nothing is shared
+	Prefix        string   // of all keys
+	CA, Cert, Key string   // PEM files
+}
+
+func (c *SharedConfig) etcd() etcd.Options {
+	return etcd.Options{Endpoints: c.Endpoints, TLS: etcd.TLS{CA: c.CA, Cert: c.Cert, Key: c.Key}}
+}
+
 // ConfigFault is one thing that is wrong with a configuration file. Line and Column count from 1;
 // Column is 0 for faults of YAML's own syntax, both are 0 where the file cannot be read.
 type ConfigFault struct {
@@ -95,6 +110,7 @@ func defaultConfig() *Config {
 		PublicInterface: "eth2",
 		Metadata:        MetadataConfig{GuestRate: 200, GuestConns: 64},
 		CloudStack:      CloudStackConfig{Dir: "/var/cache/cloud", Databags: true},
+		Shared:          SharedConfig{Prefix: "/vragent"},
 	}
 }
 
@@ -139,6 +155,14 @@ func LoadConfig(path string) (*Config, error) {
 			faults = append(faults, fault)
 		}
 	}
+	if len(cfg.Shared.Endpoints) > 0 && len(faults) == 0 {
+		options := cfg.Shared.etcd()
+		if err := options.Check(); err != nil {
+			fault := cfg.sharedAt
+			fault.What = "shared_state.etcd: " + err.Error()
+			faults = append(faults, fault)
+		}
+	}
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
@@ -180,6 +204,7 @@ func (cfg *Config) lay(file string, data []byte) []strict.Fault {
 	absolute(cs, "dir", &cfg.CloudStack.Dir)
 	cfg.CloudStack.Databags = cs.Bool("databags", cfg.CloudStack.Databags)
 	cs.Done()
+	cfg.layShared(file, m.Mapping("shared_state"))
 	md := m.Mapping("metadata")
 	if t := md.Text("tokens"); t.Set {
 		if cfg.Metadata.TokensRequired = t.Value == "required"; t.Value != "required" && t.Value != "optional" {
@@ -213,19 +238,10 @@ func (cfg *Config) layAPI(file string, m *strict.Mapping) {
 		cfg.listenAt = ConfigFault{File: file, Line: t.Line, Column: t.Column}
 	}
 	tls := m.Mapping("tls")
-	for key, value := range map[string]*string{"cert": &cfg.API.Cert, "key": &cfg.API.Key} {
-		if tls.Text(key).Value == "" && tls.Has(key) {
-			*value = ""
-			continue
-		}
-		absolute(tls, key, value)
-	}
+	absoluteOrNone(tls, "cert", &cfg.API.Cert)
+	absoluteOrNone(tls, "key", &cfg.API.Key)
 	tls.Done()
-	if m.Text("metrics_token_file").Value == "" && m.Has("metrics_token_file") {
-		cfg.API.MetricsToken = ""
-	} else {
-		absolute(m, "metrics_token_file", &cfg.API.MetricsToken)
-	}
+	absoluteOrNone(m, "metrics_token_file", &cfg.API.MetricsToken)
 	const most = 1 << 20
 	cfg.API.MaxUserData = int(m.Size("max_userdata", int64(cfg.API.MaxUserData), 1, most))
 	cfg.API.MaxUserDataGet = int(m.Size("max_userdata_get", int64(cfg.API.MaxUserDataGet), 1, most))
@@ -233,6 +249,35 @@ func (cfg *Config) layAPI(file string, m *strict.Mapping) {
 	cfg.API.JobRetention = m.Duration("job_retention", cfg.API.JobRetention, time.Minute, 10*365*24*time.Hour)
 	m.Done()
 }
+
+func (cfg *Config) layShared(file string, m *strict.Mapping) {
+	c := m.Mapping("etcd")
+	if m.Has("etcd") {
+		at := m.At("etcd")
+		cfg.sharedAt = ConfigFault{File: file, Line: at.Line, Column: at.Column}
+	}
+	if c.Has("endpoints") {
+		cfg.Shared.Endpoints = nil
+		for _, t := range c.Texts("endpoints") {
+			cfg.Shared.Endpoints = append(cfg.Shared.Endpoints, strings.TrimSuffix(t.Value, "/"))
+		}
+	}
+	if t := c.Text("prefix"); t.Set {
+		cfg.Shared.Prefix = t.Value
+		if !prefixPattern.MatchString(t.Value) {
+			c.Faultf("prefix", "is %q; it must be like /vragent/pair-7", t.Value)
+		}
+	}
+	tls := c.Mapping("tls")
+	absoluteOrNone(tls, "ca", &cfg.Shared.CA)
+	absoluteOrNone(tls, "cert", &cfg.Shared.Cert)
+	absoluteOrNone(tls, "key", &cfg.Shared.Key)
+	tls.Done()
+	c.Done()
+	m.Done()
+}
+
+var prefixPattern = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
 
 var hostPattern = regexp.MustCompile(`^[a-z0-9_]([a-z0-9._-]{0,251}[a-z0-9_])?$`)
 
@@ -246,6 +291,15 @@ func absolute(m *strict.Mapping, key string, value *string) {
 		return
 	}
 	*value = filepath.Clean(t.Value)
+}
+
+// absoluteOrNone takes an empty text, too.
+func absoluteOrNone(m *strict.Mapping, key string, value *string) {
+	if m.Text(key).Value == "" && m.Has(key) {
+		*value = ""
+		return
+	}
+	absolute(m, key, value)
 }
 
 func within(path, dir string) bool {
@@ -269,6 +323,7 @@ func restartKeys(old, new *Config) []string {
 		"api.listen":        old.API.Listen != new.API.Listen,
 		"api.tls":           old.API.Cert != new.API.Cert || old.API.Key != new.API.Key,
 		"cloudstack":        old.CloudStack != new.CloudStack,
+		"shared_state":      !reflect.DeepEqual(old.Shared, new.Shared),
 		"api.job_retention": old.API.JobRetention != new.API.JobRetention,
 	} {
 		if differ {

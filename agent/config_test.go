@@ -109,8 +109,13 @@ func TestConfigurationFaultsNameTheirPlace(t *testing.T) {
 		"off loopback":     {map[string]string{"agent.yaml": "api:\n  listen: \"192.0.2.1:8443\"\n"}, []string{"agent.yaml:2:11: api.listen: 192.0.2.1:8443: not a loopback address, so tls.cert and tls.key are required"}},
 		"one half of TLS":  {map[string]string{"agent.yaml": "api: {listen: \"127.0.0.1:8443\", tls: {cert: /c.pem}}\n"}, []string{"agent.yaml:1:15: api.listen: tls.cert and tls.key go together"}},
 		"missing":          {nil, []string{"agent.yaml: does not exist; make it (an empty file will do) or name another one by --config"}},
-		"faults of two":    {map[string]string{"agent.yaml": "x: 1\n", "agent.d/a.yaml": "metadata: {guest_rate: -1}\n"}, []string{`agent.yaml:1:1: unknown key "x"; allowed are api, cloudstack, drop_dir, log, metadata, public_interface, state_dir`, `a.yaml:1:24: metadata.guest_rate: is "-1"; it must be a whole number from 0 to 1000000`}},
+		"faults of two":    {map[string]string{"agent.yaml": "x: 1\n", "agent.d/a.yaml": "metadata: {guest_rate: -1}\n"}, []string{`agent.yaml:1:1: unknown key "x"; allowed are api, cloudstack, drop_dir, log, metadata, public_interface, shared_state, state_dir`, `a.yaml:1:24: metadata.guest_rate: is "-1"; it must be a whole number from 0 to 1000000`}},
 		"bad host":         {map[string]string{"agent.yaml": "metadata: {hosts: [ok, \"a b\"]}\n"}, []string{`agent.yaml:1:24: metadata.hosts: "a b" is no host name`}},
+		"etcd elsewhere":   {map[string]string{"agent.yaml": "shared_state: {etcd: {hosts: [a]}}\n"}, []string{`agent.yaml:1:23: unknown key "shared_state.etcd.hosts"; allowed are endpoints, prefix, tls`}},
+		"etcd endpoint":    {map[string]string{"agent.yaml": "shared_state:\n  etcd:\n    endpoints: [192.0.2.1]\n"}, []string{`agent.yaml:3:5: shared_state.etcd: endpoint "192.0.2.1": want http://HOST:PORT or https://HOST:PORT`}},
+		"etcd prefix":      {map[string]string{"agent.yaml": "shared_state: {etcd: {prefix: vragent/}}\n"}, []string{`agent.yaml:1:31: shared_state.etcd.prefix: is "vragent/"; it must be like /vragent/pair-7`}},
+		"etcd certificate": {map[string]string{"agent.yaml": "shared_state: {etcd: {endpoints: [\"https://192.0.2.1:2379\"], tls: {ca: /nowhere.pem}}}\n"}, []string{`agent.yaml:1:22: shared_state.etcd: tls.ca: open /nowhere.pem: no such file or directory`}},
+		"etcd TLS in vain": {map[string]string{"agent.yaml": "shared_state: {etcd: {endpoints: [\"http://192.0.2.1:2379\"]}}\n", "agent.d/a.yaml": "shared_state:\n  etcd: {tls: {cert: /c.pem, key: /k.pem}}\n"}, []string{`a.yaml:2:9: shared_state.etcd: tls is set, and the endpoints are http: want https`}},
 		"size of userdata": {map[string]string{"agent.yaml": "api: {max_userdata: 2MiB}\n"}, []string{`agent.yaml:1:21: api.max_userdata: is "2MiB"; it must be a number of bytes from 1 to 1048576, like 32768, 512KiB or 256MiB`}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 
 // newMetrics returns the metrics, and where their numbers come from.
 func (a *Agent) newMetrics() *metrics.Metrics {
-	return metrics.New(a.opts.Version, metrics.Sources{
+	sources := metrics.Sources{
 		Ready:  func() bool { return a.isReady() == nil },
 		Status: a.numbers,
 		DHCP:   func() metrics.DHCP { return metrics.DHCP(a.dhcp.Stats()) },
@@ -28,7 +28,11 @@ func (a *Agent) newMetrics() *metrics.Metrics {
 			}
 			return n
 		},
-	})
+	}
+	if a.pair != nil {
+		sources.Shared = a.pair.numbers
+	}
+	return metrics.New(a.opts.Version, sources)
 }
 
 // numbers is the status as numbers.

@@ -26,6 +26,7 @@ func (a *Agent) Status(ctx context.Context) api.Status {
 		}
 	}
 	s.Faults = append(s.Faults, a.notes...)
+	s.Shared = a.pair.status()
 	return s
 }
 

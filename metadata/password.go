@@ -11,10 +11,12 @@ import (
 // Passwords is what the password server needs: the passwords that wait for VMs, and a durable
 // record of those taken. Its methods are called concurrently.
 type Passwords interface {
-	// Password gives the password that waits for the VM, if one does.
-	Password(vm string) (password string, ok bool)
+	// Password gives the password that waits for the VM, if one does. An error says that this cannot be
+	// known, not before ctx ends: the guest is then not told that there is none.
+	Password(ctx context.Context, vm string) (password string, ok bool, err error)
 	// Taken records that the VM has this password now. Once it has returned nil, Password never
-	// gives that password for that VM again, whatever happens to the process or the machine.
+	// gives that password for that VM again, whatever happens to the process or the machine. It may
+	// take until ctx ends.
 	Taken(ctx context.Context, vm, password string) error
 }
 
@@ -26,6 +28,10 @@ const (
 	badRequest     = "bad_request"
 )
 
+// passwordTime is how long a guest waits for its password, or for that it was taken, to be certain. Its
+// script gives up after 20 s (wget -T 20).
+const passwordTime = 8 * time.Second
+
 // passwordAnswer answers a known guest. The answer to send_my_password is the password itself, or
 // saved_password where none waits.
 func (s *Server) passwordAnswer(ctx context.Context, e *entry, asked string, now time.Time) string {
@@ -34,30 +40,36 @@ func (s *Server) passwordAnswer(ctx context.Context, e *entry, asked string, now
 	if s.passwords == nil {
 		return badRequest
 	}
-	switch asked {
-	case sendMyPassword:
-		password, ok := s.passwords.Password(guest.VM)
-		if !ok {
-			return savedPassword
+	if asked != sendMyPassword && asked != savedPassword {
+		return badRequest
+	}
+	ctx, cancel := context.WithTimeout(ctx, passwordTime)
+	defer cancel()
+	password, ok, err := s.passwords.Password(ctx, guest.VM)
+	if err != nil {
+		if e.told.now(now) {
+			log.Error("whether a password waits is not known", slog.Any("reason", err))
 		}
+		return badRequest
+	}
+	switch {
+	case !ok:
+		return savedPassword
+	case asked == sendMyPassword:
 		e.hand(password)
 		if e.told.now(now) {
 			log.Info("password handed out")
 		}
 		return password
-	case savedPassword:
-		password, ok := s.passwords.Password(guest.VM)
-		if !ok || !e.mayTake(password) {
-			return savedPassword
-		}
-		if err := s.passwords.Taken(ctx, guest.VM, password); err != nil {
-			log.Error("taken password not recorded", slog.Any("reason", err))
-			return badRequest
-		}
-		log.Info("password taken")
+	case !e.mayTake(password):
 		return savedPassword
 	}
-	return badRequest
+	if err := s.passwords.Taken(ctx, guest.VM, password); err != nil {
+		log.Error("taken password not recorded", slog.Any("reason", err))
+		return badRequest
+	}
+	log.Info("password taken")
+	return savedPassword
 }
 
 // hand remembers which password the guest was given.

@@ -16,13 +16,17 @@ type passwords struct {
 	mu    sync.Mutex
 	wait  map[string]string
 	fault error // of Taken
+	doubt error // of Password
 }
 
-func (p *passwords) Password(vm string) (string, bool) {
+func (p *passwords) Password(ctx context.Context, vm string) (string, bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if _, bounded := ctx.Deadline(); !bounded {
+		return "", false, errors.New("the guest would wait for ever")
+	}
 	password, ok := p.wait[vm]
-	return password, ok
+	return password, ok && p.doubt == nil, p.doubt
 }
 
 func (p *passwords) Taken(_ context.Context, vm, password string) error {
@@ -74,6 +78,14 @@ func TestPasswordIsGivenUntilTaken(t *testing.T) {
 	record.set("VM-1", "Secret-1", errors.New("disk full"))
 	step("it cannot be recorded", "bad_request", ask(t, one, "GET", url, "DomU_Request", saved))
 	record.set("VM-1", "Secret-1", nil)
+	record.mu.Lock()
+	record.doubt = errors.New("nobody knows")
+	record.mu.Unlock()
+	step("it is not known whether one waits", "bad_request", ask(t, one, "GET", url, "DomU_Request", send))
+	step("nor which one was taken", "bad_request", ask(t, one, "GET", url, "DomU_Request", saved))
+	record.mu.Lock()
+	record.doubt = nil
+	record.mu.Unlock()
 	step("it is still there", "Secret-1", ask(t, one, "GET", url, "DomU_Request", send))
 	record.set("VM-1", "Secret-2", nil)
 	step("another was set since", "saved_password", ask(t, one, "GET", url, "DomU_Request", saved))

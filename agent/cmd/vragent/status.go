@@ -53,6 +53,9 @@ func writeStatus(w io.Writer, std stdio, s api.Status) error {
 	}
 	line("configuration", fmt.Sprintf("%s, read %s ago", config, age(std.now(), s.Config.Loaded)))
 	line("drop directory", s.DropDir+", "+watchText(s.Watch))
+	if s.Shared != nil {
+		line("shared state", sharedText(std, s.Shared))
+	}
 	if missing := missingPowers(s.Powers); len(missing) > 0 {
 		line("powers", "started without "+strings.Join(missing, ", "))
 	}
@@ -95,6 +98,13 @@ func writeStatus(w io.Writer, std stdio, s api.Status) error {
 		return err
 	}
 	return writeUnits(w, std, s.Units)
+}
+
+func sharedText(std stdio, s *api.SharedStatus) string {
+	if s.Current {
+		return fmt.Sprintf("in step with the other router for %s, through %s", age(std.now(), s.Since), s.Endpoint)
+	}
+	return fmt.Sprintf("out of reach for %s: no new pool leases and no passwords until it is back: %s", age(std.now(), s.Since), s.Why)
 }
 
 func watchText(w api.WatchStatus) string {

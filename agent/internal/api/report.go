@@ -83,6 +83,18 @@ type Status struct {
 	Units    []Unit          `json:"units,omitempty" yaml:"units,omitempty"`   // those that are pending, rejected or have notes
 	Faults   []string        `json:"faults,omitempty" yaml:"faults,omitempty"` // of the daemon itself: disk full, a port taken
 	Powers   map[string]bool `json:"powers" yaml:"powers"`                     // net_admin, net_raw, net_bind_service, lease
+	Shared   *SharedStatus   `json:"shared,omitempty" yaml:"shared,omitempty"` // nil: the router shares nothing
+}
+
+// SharedStatus tells how a router stands with what it shares with the other one of a pair.
+type SharedStatus struct {
+	Endpoints []string `json:"endpoints" yaml:"endpoints"`
+	Endpoint  string   `json:"endpoint" yaml:"endpoint"` // that requests go to now
+	// Current is true while the router is told what the other one writes. Else no new pool leases and
+	// no waiting passwords are given.
+	Current bool      `json:"current" yaml:"current"`
+	Since   time.Time `json:"since" yaml:"since"`
+	Why     string    `json:"why,omitempty" yaml:"why,omitempty"` // not current: why
 }
 
 // ConfigStatus tells which configuration is in force.

@@ -36,6 +36,9 @@ type Parts struct {
 	GuestData *metadata.Table
 	Metadata  *metadata.Server
 
+	// Shared keeps the records of taken passwords for a pair of routers; nil: there is one router.
+	Shared SharedTaken
+
 	// Observe hears of each unit that was taken in: what became of it (applied, pending, rejected,
 	// removed, or failed where the state directory refused it), and how long that took from when its
 	// last file had settled. Nil hears nothing.
@@ -61,13 +64,16 @@ type Engine struct {
 	public   map[string]netip.Addr // network -> public address that its guests are told
 	news     chan struct{}         // closes when units have been judged or networks placed
 	waiters  map[*waiter]struct{}
+	gone     map[string][]byte // records to be removed from Shared, by VM
 
 	// Of the goroutine of Load and Run alone.
 	garbage   map[string]bool // keys of bytes that no content in force refers to
 	unscanned bool            // the drop directory was missing at the start
 
 	placing sync.Mutex // one reconciliation of devices at a time
-	taking  sync.Mutex // one acknowledgement of a password at a time
+	taking  sync.Mutex // one change of a record of a taken password at a time
+
+	goneNews chan struct{} // holds a token while gone is not empty
 }
 
 // known is what goes with a content in force beside the content itself.
@@ -97,6 +103,9 @@ func New(p Parts, s Settings) *Engine {
 		guests:  make(map[string]int),
 		news:    make(chan struct{}),
 		waiters: make(map[*waiter]struct{}),
+
+		gone:     make(map[string][]byte),
+		goneNews: make(chan struct{}, 1),
 	}
 }
 
@@ -175,6 +184,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { e.follow(ctx) })
 	wg.Go(func() { e.retry(ctx) })
+	if e.Shared != nil {
+		wg.Go(func() { e.share(ctx) })
+		wg.Go(func() { e.runUnshare(ctx) })
+	}
 	for {
 		next, stop := ctx, func() {}
 		if len(e.garbage) > 0 {

@@ -34,6 +34,12 @@ type rig struct {
 
 func newRig(t *testing.T, path string) *rig {
 	t.Helper()
+	return newRigOf(t, path, nil)
+}
+
+// newRigOf is newRig for a router of a pair.
+func newRigOf(t *testing.T, path string, shared SharedTaken) *rig {
+	t.Helper()
 	store, report, err := state.Open(filepath.Join(path, "state"), state.Options{})
 	if err != nil || !report.Empty() {
 		t.Fatalf("state: %v, %v", err, report)
@@ -47,7 +53,7 @@ func newRig(t *testing.T, path string) *rig {
 		t.Fatal(err)
 	}
 	hosts, data := dhcp.NewTable(), metadata.NewTable()
-	e := New(Parts{Dir: dir, Store: store, Kernel: kernel, DHCPTable: hosts, GuestData: data,
+	e := New(Parts{Dir: dir, Store: store, Kernel: kernel, DHCPTable: hosts, GuestData: data, Shared: shared,
 		DHCP: dhcp.NewServer(hosts, dhcp.ServerOptions{}), Metadata: metadata.NewServer(data, metadata.Options{})}, Settings{})
 	if err := e.Load(context.Background()); err != nil {
 		t.Fatal(err)
@@ -302,7 +308,7 @@ func TestPasswordIsTakenOnce(t *testing.T) {
 	r.drop(t, "networks/g.yaml", netFile)
 	r.drop(t, "vms/web/vm.yaml", vmFile)
 	r.drop(t, "vms/web/password", "s3cret\n")
-	if p, ok := r.Password("web"); !ok || p != "s3cret" {
+	if p, ok, err := r.Password(t.Context(), "web"); err != nil || !ok || p != "s3cret" {
 		t.Fatalf("password = %q, %v", p, ok)
 	}
 	if err := r.Taken(context.Background(), "web", "s3cret"); err != nil {
@@ -314,23 +320,23 @@ func TestPasswordIsTakenOnce(t *testing.T) {
 	}
 	// The same text again is the taken password, before and after a restart; another one is new.
 	r.drop(t, "vms/web/password", "s3cret\n")
-	if p, ok := r.Password("web"); ok {
+	if p, ok, err := r.Password(t.Context(), "web"); err != nil || ok {
 		t.Errorf("taken password given out again: %q", p)
 	}
 	r.stop()
 	again := newRig(t, path)
-	if p, ok := again.Password("web"); ok {
+	if p, ok, err := again.Password(t.Context(), "web"); err != nil || ok {
 		t.Errorf("taken password given out after a restart: %q", p)
 	}
 	again.drop(t, "vms/web/password", "other\n")
-	if p, ok := again.Password("web"); !ok || p != "other" {
+	if p, ok, err := again.Password(t.Context(), "web"); err != nil || !ok || p != "other" {
 		t.Errorf("new password = %q, %v", p, ok)
 	}
 	// An acknowledgement of an older password leaves the newer one alone.
 	if err := again.Taken(context.Background(), "web", "s3cret"); err != nil {
 		t.Fatal(err)
 	}
-	if p, ok := again.Password("web"); !ok || p != "other" {
+	if p, ok, err := again.Password(t.Context(), "web"); err != nil || !ok || p != "other" {
 		t.Errorf("new password after a late acknowledgement = %q, %v", p, ok)
 	}
 	// Under the name of a VM that is another one now, the same text is a new password.
@@ -342,7 +348,7 @@ func TestPasswordIsTakenOnce(t *testing.T) {
 	if err := again.Forget([]string{"vms/web", "vms/never-seen"}); err != nil {
 		t.Fatal(err)
 	}
-	if p, ok := again.Password("web"); !ok || p != "other" {
+	if p, ok, err := again.Password(t.Context(), "web"); err != nil || !ok || p != "other" {
 		t.Errorf("password of the next VM = %q, %v", p, ok)
 	}
 }

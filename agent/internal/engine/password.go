@@ -25,25 +25,51 @@ func (t taken) is(password string) bool {
 	return subtle.ConstantTimeCompare(sum[:], t.Hash) == 1
 }
 
-// Password implements metadata.Passwords: what was dropped for the VM, unless it has been taken.
-func (e *Engine) Password(vm string) (string, bool) {
+func parseTaken(value []byte) (*taken, error) {
+	t := new(taken)
+	if err := json.Unmarshal(value, t); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Password implements metadata.Passwords: what was dropped for the VM, unless it has been taken. Where a
+// pair shares that, it asks until ctx ends.
+func (e *Engine) Password(ctx context.Context, vm string) (string, bool, error) {
 	unit := drop.Unit{Kind: drop.VM, Name: vm}
 	e.mu.RLock()
 	v, ok := e.model.View(unit)
 	e.mu.RUnlock()
 	if !ok || v.Have == nil || v.Have.VM.Password == "" {
-		return "", false
+		return "", false, nil
 	}
+	password := v.Have.VM.Password
 	t, err := e.takenPassword(unit)
 	if err != nil {
 		// Better none than one that was taken before.
-		e.Log.Error("record of taken passwords cannot be read", "vm", vm, "err", err)
-		return "", false
+		return "", false, fmt.Errorf("record of taken passwords: %w", err)
 	}
-	if t != nil && t.is(v.Have.VM.Password) {
-		return "", false
+	if t != nil && t.is(password) {
+		return "", false, nil
 	}
-	return v.Have.VM.Password, true
+	if e.Shared == nil {
+		return password, true, nil
+	}
+	var value []byte
+	err = hold(ctx, func(ctx context.Context) (err error) {
+		value, err = e.Shared.Get(ctx, vm)
+		return err
+	})
+	if err == nil && value != nil {
+		t, err = parseTaken(value)
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("shared record of taken passwords: %w", err)
+	}
+	if value != nil && t.is(password) {
+		return "", false, nil
+	}
+	return password, true, nil
 }
 
 func (e *Engine) takenPassword(unit drop.Unit) (*taken, error) {
@@ -54,11 +80,7 @@ func (e *Engine) takenPassword(unit drop.Unit) (*taken, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := new(taken)
-	if err := json.Unmarshal(value, t); err != nil {
-		return nil, err
-	}
-	return t, nil
+	return parseTaken(value)
 }
 
 // Forget drops the records of passwords that were taken under the names of units, which are other
@@ -67,21 +89,25 @@ func (e *Engine) Forget(units []string) error {
 	e.taking.Lock()
 	defer e.taking.Unlock()
 	var batch state.Batch
+	gone := make(map[string][]byte)
 	for _, unit := range units {
+		if value, err := e.Store.Get(takenPrefix + unit); err == nil {
+			gone[takenOf(unit)] = value
+		}
 		batch.Delete(takenPrefix + unit)
 	}
 	if err := e.Store.Commit(&batch); err != nil {
 		return fmt.Errorf("record of taken passwords: %w", err)
 	}
+	e.unshare(gone)
 	return nil
 }
 
 // Taken implements metadata.Passwords. The record comes first; the file is removed then, and that it
-// cannot be removed changes nothing: the record counts.
-func (e *Engine) Taken(_ context.Context, vm, password string) error {
+// cannot be removed changes nothing: the record counts. Where a pair shares it, the other router's record
+// is the first, and is tried until ctx ends.
+func (e *Engine) Taken(ctx context.Context, vm, password string) error {
 	unit := drop.Unit{Kind: drop.VM, Name: vm}
-	e.taking.Lock()
-	defer e.taking.Unlock()
 	e.mu.RLock()
 	v, ok := e.model.View(unit)
 	e.mu.RUnlock()
@@ -96,17 +122,29 @@ func (e *Engine) Taken(_ context.Context, vm, password string) error {
 	if err != nil {
 		return err
 	}
+	if e.Shared != nil {
+		if err := hold(ctx, func(ctx context.Context) error { return e.Shared.Put(ctx, vm, value) }); err != nil {
+			return fmt.Errorf("shared record of taken passwords: %w", err)
+		}
+	}
+	e.taking.Lock()
+	defer e.taking.Unlock()
 	var batch state.Batch
 	batch.Put(takenPrefix+unit.Path(), value)
 	if err := e.Store.Commit(&batch); err != nil {
 		return fmt.Errorf("record of taken passwords: %w", err)
 	}
 	if v.Have.VM.Password == password {
-		if err := e.Dir.RemovePassword(vm, password); err != nil {
-			e.Log.Warn("taken password stays in the drop directory; it is not given out again", "vm", vm, "err", err)
-		}
+		e.removePassword(vm, password)
 	}
 	return nil
+}
+
+// removePassword removes the file of a password that was taken.
+func (e *Engine) removePassword(vm, password string) {
+	if err := e.Dir.RemovePassword(vm, password); err != nil {
+		e.Log.Warn("taken password stays in the drop directory; it is not given out again", "vm", vm, "err", err)
+	}
 }
 
 // TakenPrefix begins the keys under which the store of units keeps which passwords were taken. A backup

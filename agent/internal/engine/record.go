@@ -57,12 +57,16 @@ func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content
 	var batch state.Batch
 	e.sweepInto(&batch)
 	old := make(map[string]bool)
+	gone := make(map[string][]byte) // records of taken passwords
 	writes := make(map[drop.Unit]*known, len(moves))
 	for _, mv := range moves {
 		path := mv.Unit.Path()
 		oldData, newData := blobs(mv.Old), blobs(mv.New)
 		if mv.New == nil {
 			batch.Delete(unitPrefix + path)
+			if value, err := e.Store.Get(takenPrefix + path); err == nil {
+				gone[takenOf(path)] = value
+			}
 			batch.Delete(takenPrefix + path)
 			writes[mv.Unit] = nil
 		} else {
@@ -92,6 +96,7 @@ func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content
 	if err := e.Store.Commit(&batch); err != nil {
 		return nil, err
 	}
+	e.unshare(gone)
 	e.garbage = old
 	return writes, nil
 }

@@ -53,6 +53,10 @@ func (e *Engine) Status(context.Context) api.Status {
 	e.mu.RUnlock()
 	slices.SortFunc(s.Units, func(a, b api.Unit) int { return cmp.Compare(a.Unit, b.Unit) })
 	for _, f := range e.DHCP.Faults() {
+		if f.Device == "" {
+			s.Faults = append(s.Faults, fmt.Sprintf("pool leases cannot be stored: no new ones until they can: %v", f.Err))
+			continue
+		}
 		s.Faults = append(s.Faults, fmt.Sprintf("DHCP on %s: %v", f.Device, f.Err))
 	}
 	for _, err := range e.Metadata.Faults() {

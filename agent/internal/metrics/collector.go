@@ -36,7 +36,11 @@ var (
 	poolDesc   = desc("pool_addresses", "Addresses of all pools, by state.", "state")
 	fullDesc   = desc("pool_fullest_ratio", "The part of its addresses that the fullest pool has given away, 0 to 1.")
 
-	jobsDesc      = desc("jobs", "Jobs of the companion API that are kept, by state.", "state")
+	jobsDesc        = desc("jobs", "Jobs of the companion API that are kept, by state.", "state")
+	sharedDesc      = desc("shared_state_current", "1 while the router is told what the other one of the pair writes to the store that they share, 0 while that is out of reach.")
+	transactionDesc = desc("shared_state_transactions_total", "Transactions with the shared store, by outcome: stored, refused (the other router was first) or failed.", "outcome")
+	spentDesc       = desc("shared_state_transaction_seconds_total", "Time spent in transactions with the shared store.")
+
 	listenersDesc = desc("listeners", "Open sockets that listen, by service.", "service")
 )
 
@@ -51,6 +55,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 		readyDesc, unitsDesc, standbyDesc, foldersDesc, settleDesc, faultsDesc, configDesc, loadedDesc,
 		messagesDesc, droppedDesc, unsentDesc, requestsDesc, refusedDesc, connectionsDesc, waitingDesc,
 		leasesDesc, poolDesc, fullDesc, jobsDesc, listenersDesc,
+		sharedDesc, transactionDesc, spentDesc,
 	} {
 		ch <- d
 	}
@@ -99,12 +104,27 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if s.Pools != nil {
 		out.pools(s.Pools())
 	}
+	if s.Shared != nil {
+		out.shared(s.Shared())
+	}
 	if s.Jobs != nil {
 		jobs := s.Jobs()
 		out.gauge(jobsDesc, float64(jobs.Open), "open")
 		out.gauge(jobsDesc, float64(jobs.Done), "done")
 		out.gauge(jobsDesc, float64(jobs.Failed), "failed")
 	}
+}
+
+func (out output) shared(s Shared) {
+	current := 0.0
+	if s.Current {
+		current = 1
+	}
+	out.gauge(sharedDesc, current)
+	for outcome, n := range folded(sharedOutcomes, s.Transactions) {
+		out.counter(transactionDesc, n, outcome)
+	}
+	out <- prometheus.MustNewConstMetric(spentDesc, prometheus.CounterValue, s.Spent.Seconds())
 }
 
 // output is where a scrape's metrics go.

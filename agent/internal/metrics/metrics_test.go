@@ -49,6 +49,9 @@ func fullSources() Sources {
 		Pools: func() []Pool {
 			return []Pool{{Total: 100, Bound: 5}, {Total: 10, Bound: 6, Offered: 1, Declined: 1}}
 		},
+		Shared: func() Shared {
+			return Shared{Current: true, Transactions: map[string]uint64{"stored": 12, "refused": 1}, Spent: 1500 * time.Millisecond}
+		},
 		Jobs:      func() Jobs { return Jobs{Open: 1, Done: 20, Failed: 2} },
 		Listeners: func() map[string]int { return map[string]int{"dhcp": 2, "socket": 1, "api": 1} },
 	}
@@ -119,6 +122,10 @@ func TestMetricsTellWhatTheSourcesDo(t *testing.T) {
 		`vragent_pool_addresses{state="bound"}`:                               "11",
 		`vragent_pool_fullest_ratio`:                                          "0.8",
 		`vragent_jobs{state="failed"}`:                                        "2",
+		`vragent_shared_state_current`:                                        "1",
+		`vragent_shared_state_transactions_total{outcome="stored"}`:           "12",
+		`vragent_shared_state_transactions_total{outcome="failed"}`:           "0",
+		`vragent_shared_state_transaction_seconds_total`:                      "1.5",
 		`vragent_listeners{service="dhcp"}`:                                   "2",
 		`vragent_listeners{service="password"}`:                               "2",
 		`vragent_change_duration_seconds_bucket{outcome="applied",le="0.01"}`: "0",
@@ -165,6 +172,7 @@ func TestNothingThatIsCountedMakesANewSeries(t *testing.T) {
 	}
 	s.Leases = func() (known, pool map[string]int) { return numbered[int](), numbered[int]() }
 	s.Listeners = numbered[int]
+	s.Shared = func() Shared { return Shared{Transactions: numbered[uint64]()} }
 	m := New("", s)
 	for i := range 1000 {
 		m.ObserveChange(Outcome(fmt.Sprint(i)), time.Second)

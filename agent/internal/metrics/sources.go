@@ -22,6 +22,15 @@ type Sources struct {
 	// Listeners are the numbers of open sockets that listen, by service: dhcp, metadata, password,
 	// socket, api.
 	Listeners func() map[string]int
+	// Shared is the store that a pair of routers shares.
+	Shared func() Shared
+}
+
+// Shared is how a router stands with what it shares with another one.
+type Shared struct {
+	Current      bool              // it is told what the other one writes
+	Transactions map[string]uint64 // since the start, by outcome
+	Spent        time.Duration     // in all of them
 }
 
 // Status is what an operator sees first.
@@ -78,6 +87,7 @@ var (
 	messageOutcomes = []string{"answered", "refused", "noted", "silent", "limited", "invalid"}
 	leaseStates     = []string{"bound", "expired", "declined", "reserved", "offered", "released"}
 	requestKinds    = []string{"user-data", "vendor-data", "meta-data", "token", "password", "stranger"}
+	sharedOutcomes  = []string{"stored", "refused", "failed"}
 	services        = []string{"dhcp", "metadata", "password", "socket", "api"}
 )
 

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -95,6 +97,22 @@ func (l *Leases) read(kv etcd.KV) (dhcp.Lease, error) {
 	}
 	now := l.store.now()
 	return dhcp.Lease{Network: name, IP: address, State: dhcp.LeaseDeclined, Start: now, Expiry: now.Add(unreadable)}, err
+}
+
+// Each calls fn with every lease that this router knows the store to hold, at one moment, in any order,
+// and returns fn's error.
+func (l *Leases) Each(ctx context.Context, fn func(dhcp.Lease) error) error {
+	if err := l.take(ctx); err != nil {
+		return err
+	}
+	list := slices.Collect(maps.Values(l.known))
+	l.give()
+	for _, p := range list {
+		if err := fn(p.lease); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Follow implements dhcp.SharedLeases.

@@ -1,6 +1,7 @@
 package shared
 
 import (
+	"bytes"
 	"context"
 	"strings"
 
@@ -33,11 +34,23 @@ func (p *Passwords) Put(ctx context.Context, vm string, value []byte) error {
 	return p.commit(ctx, etcd.Txn{Puts: []etcd.Put{{Key: p.prefix + vm, Value: value}}})
 }
 
-// Delete removes the record of a VM, if there is one.
-func (p *Passwords) Delete(ctx context.Context, vm string) error {
-	return p.commit(ctx, etcd.Txn{Deletes: []string{p.prefix + vm}})
+// Restore records what a VM has taken unless there is a record of it.
+func (p *Passwords) Restore(ctx context.Context, vm string, value []byte) error {
+	return p.commit(ctx, etcd.Txn{Unchanged: []etcd.Compare{{Key: p.prefix + vm}}, Puts: []etcd.Put{{Key: p.prefix + vm, Value: value}}})
 }
 
+// Remove removes the record of a VM if it is value still: another one is of a later password.
+func (p *Passwords) Remove(ctx context.Context, vm string, value []byte) error {
+	get, cancel := context.WithTimeoutCause(ctx, writeTime, errSlow)
+	defer cancel()
+	kv, there, err := p.store.kv.Get(get, p.prefix+vm)
+	if err != nil || !there || !bytes.Equal(kv.Value, value) {
+		return err
+	}
+	return p.commit(ctx, etcd.Txn{Unchanged: []etcd.Compare{{Key: kv.Key, Changed: kv.Changed}}, Deletes: []string{kv.Key}})
+}
+
+// commit makes a transaction; that its comparisons do not hold is no error.
 func (p *Passwords) commit(ctx context.Context, t etcd.Txn) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, writeTime, errSlow)
 	defer cancel()

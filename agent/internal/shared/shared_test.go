@@ -459,10 +459,21 @@ func TestTakenPasswordsAreKnownToBothRouters(t *testing.T) {
 	if got, err := b.Get(t.Context(), "i-2-34-VM"); err != nil || string(got) != "hash 1" {
 		t.Errorf("Get = %q, %v", got, err)
 	}
-	if err := errors.Join(a.Delete(t.Context(), "i-2-34-VM"), a.Delete(t.Context(), "i-2-34-VM")); err != nil {
+	// What is there stays, and a record that is another one by now is not removed.
+	if err := errors.Join(a.Restore(t.Context(), "i-2-34-VM", []byte("old")), a.Remove(t.Context(), "i-2-34-VM", []byte("old")), a.Put(t.Context(), "i-2-34-VM", []byte("hash 2"))); err != nil {
 		t.Fatal(err)
 	}
+	expect(`i-2-34-VM "hash 2"`)
+	for range 2 {
+		if err := a.Remove(t.Context(), "i-2-34-VM", []byte("hash 2")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	expect(`i-2-34-VM ""`)
+	if err := b.Restore(t.Context(), "i-2-34-VM", []byte("hash 2")); err != nil {
+		t.Fatal(err)
+	}
+	expect(`i-2-34-VM "hash 2"`)
 	server.Stop(t)
 	if err := <-ended; err == nil {
 		t.Error("Follow ends without a reason")
