@@ -86,6 +86,12 @@ var errTwice = errors.New("an address was given twice")
 // check compares what the daemon tells with what it has acknowledged.
 func (l *ledger) check(t *testing.T, r *router) {
 	t.Helper()
+	l.checkUsers(t, r)
+	l.checkLeases(t, r)
+}
+
+func (l *ledger) checkUsers(t *testing.T, r *router) {
+	t.Helper()
 	users, err := r.client.Users(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -105,6 +111,10 @@ func (l *ledger) check(t *testing.T, r *router) {
 			t.Errorf("user %s was acknowledged and is lost", name)
 		}
 	}
+}
+
+func (l *ledger) checkLeases(t *testing.T, r *router) {
+	t.Helper()
 	leases, err := r.client.Leases(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -43,8 +43,11 @@ func killed(t *testing.T, addresses ...string) (r *router, clients []*http.Clien
 }
 
 // ask returns what a guest is answered: an error where there is no answer, and the empty text for 404.
-func ask(client *http.Client, path string) (string, error) {
-	res, err := client.Get("http://10.1.1.1/latest/" + path)
+func ask(client *http.Client, path string) (string, error) { return askAt(client, "10.1.1.1", path) }
+
+// askAt is ask at another gateway.
+func askAt(client *http.Client, gateway, path string) (string, error) {
+	res, err := client.Get("http://" + gateway + "/latest/" + path)
 	if err != nil {
 		return "", err
 	}
