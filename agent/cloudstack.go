@@ -3,7 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"maps"
 	"net/http"
+	"slices"
 
 	"vragent/agent/internal/api"
 	"vragent/agent/internal/cloudstack"
@@ -79,4 +82,23 @@ func verdict(u api.Unit) cloudstack.Verdict {
 		v.Reasons = append(v.Reasons, r.String())
 	}
 	return v
+}
+
+// standsIn tells what the package vragent-cloudstack has recorded at path; nil where it is not
+// installed.
+func standsIn(path string) (*api.CloudStackStatus, error) {
+	r, err := cloudstack.ReadRecord(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &api.CloudStackStatus{InForce: r.InForce, Since: r.Since, Problem: r.Problem}
+	for _, path := range slices.Sorted(maps.Keys(r.Stands)) {
+		if s := r.Stands[path]; s.Times > 0 {
+			out.Replaced = append(out.Replaced, api.Replaced{Path: path, Last: s.Replaced, Times: s.Times})
+		}
+	}
+	return out, nil
 }

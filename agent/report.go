@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"vragent/agent/internal/api"
+	"vragent/agent/internal/cloudstack"
 )
 
 // The agent is the API's backend: the engine's reports, and what the agent alone knows.
@@ -27,6 +28,13 @@ func (a *Agent) Status(ctx context.Context) api.Status {
 	}
 	s.Faults = append(s.Faults, a.notes...)
 	s.Shared = a.pair.status()
+	if a.cloudstack != nil {
+		cs, err := standsIn(cloudstack.RecordFile)
+		if err != nil {
+			s.Faults = append(s.Faults, err.Error())
+		}
+		s.CloudStack = cs
+	}
 	return s
 }
 

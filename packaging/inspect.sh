@@ -40,7 +40,7 @@ program() {
 # scripted SCRIPT ARGUMENT...: what the script calls, in order, on a system that runs systemd. It calls
 # stand-ins that only note it, and is told that systemd runs wherever this is run.
 mkdir "$dir/calls"
-for command in systemctl systemd-sysusers systemd-tmpfiles deb-systemd-helper deb-systemd-invoke rm; do
+for command in systemctl systemd-sysusers systemd-tmpfiles deb-systemd-helper deb-systemd-invoke vragent-cloudstack rm; do
 	printf '#!/bin/sh\necho "%s $*" >>"%s"\n' $command "$dir/called" >"$dir/calls/$command"
 	chmod +x "$dir/calls/$command"
 done
@@ -70,6 +70,26 @@ for arch in amd64 arm64; do
 		"$({ scripted "$dir/control/prerm" upgrade 2; scripted "$dir/control/postrm" upgrade 2; scripted "$dir/control/postinst" configure 1; } | grep invoke)"
 	promise "removed: stopped" "deb-systemd-invoke stop vragent.service" "$(scripted "$dir/control/prerm" remove)"
 	promise "purged: nothing is left" "rm -rf /var/lib/vragent /etc/vragent" "$(scripted "$dir/control/postrm" purge | grep ^rm)"
+done
+
+for arch in amd64 arm64; do
+	deb=dist/vragent-cloudstack_${version}_$arch.deb
+	say "$deb"
+	rm -rf "$dir/root" "$dir/control"
+	dpkg-deb -R "$deb" "$dir/root"
+	mv "$dir/root/DEBIAN" "$dir/control"
+	promise "holds what packaging/cloudstack/contents lists" yes \
+		"$(dpkg-deb -c "$deb" | awk '{sub(/^\./, "", $6); print $1, $2, $6 ($7 ? " " $7 " " $8 : "")}' | LC_ALL=C sort -k3 | same packaging/cloudstack/contents)"
+	promise "the program is for $arch" "$arch, static" "$(elf "$dir/root/usr/bin/vragent-cloudstack")"
+	promise "Architecture" $arch "$(dpkg-deb -f "$deb" Architecture)"
+	promise "Depends" "vragent (= $version), systemd" "$(dpkg-deb -f "$deb" Depends)"
+	promise "conffiles" none "$([ -e "$dir/control/conffiles" ] && cat "$dir/control/conffiles" || echo none)"
+	promise "installed: taken over first, started then" "vragent-cloudstack enter,deb-systemd-invoke restart vragent-cloudstack.service vragent-cloudstack-enter.path" \
+		"$(scripted "$dir/control/postinst" configure '' | grep -e ' enter$' -e ' restart ' | paste -sd,)"
+	promise "upgraded: never given back" "" "$(scripted "$dir/control/prerm" upgrade 2)"
+	promise "removed: given back" "vragent-cloudstack leave" "$(scripted "$dir/control/prerm" remove | grep leave)"
+	promise "purged: nothing is left" "rm -rf /var/lib/vragent-cloudstack,rm -f /etc/vragent/agent.d/50-cloudstack.yaml /etc/vragent/agent.d/50-cloudstack.yaml.old" \
+		"$(scripted "$dir/control/postrm" purge | grep ^rm | paste -sd,)"
 done
 
 for arch in amd64 arm64; do

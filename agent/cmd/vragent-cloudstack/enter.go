@@ -47,7 +47,7 @@ func (s *site) enter(ctx context.Context) (err error) {
 		for _, step := range slices.Backward(undo) {
 			err = errors.Join(err, step())
 		}
-		rec = record{Problem: err.Error()}
+		rec = cloudstack.Record{Problem: err.Error()}
 		err = errors.Join(err, s.writeRecord(rec))
 		s.say("The router's own scripts stay in force.")
 	}()
@@ -161,7 +161,7 @@ func (s *site) takeOver(ctx context.Context, before []cloudstack.File) ([]clouds
 }
 
 // silence keeps dnsmasq from answering DHCP, and stops and masks the services that answer guests.
-func (s *site) silence(ctx context.Context, rec *record) error {
+func (s *site) silence(ctx context.Context, rec *cloudstack.Record) error {
 	for _, pattern := range []string{"apache2.service", "cloud-password-server@*.service"} {
 		list, err := s.start(ctx, "systemctl", "list-units", "--plain", "--no-legend", "--state=active", pattern)
 		if err != nil {
@@ -178,7 +178,7 @@ func (s *site) silence(ctx context.Context, rec *record) error {
 			continue // the administrator's
 		}
 		// Before it is done: what is recorded and was not done is nothing to undo.
-		rec.Stands[mask(unit).path] = &standing{}
+		rec.Stands[mask(unit).path] = &cloudstack.Standing{}
 		if err := s.writeRecord(*rec); err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (s *site) silence(ctx context.Context, rec *record) error {
 }
 
 // release undoes what silence and divert have done, as far as they had come.
-func (s *site) release(ctx context.Context, rec *record) error {
+func (s *site) release(ctx context.Context, rec *cloudstack.Record) error {
 	var faults []error
 	for _, name := range entryPoints {
 		faults = append(faults, s.undivert(ctx, rec, name))
@@ -228,13 +228,13 @@ func (s *site) release(ctx context.Context, rec *record) error {
 
 // divert puts ours in the place of a script of the router, and tells dpkg, so that a package that
 // brings the script some day lays it beside ours.
-func (s *site) divert(ctx context.Context, rec *record, name string) error {
+func (s *site) divert(ctx context.Context, rec *cloudstack.Record, name string) error {
 	d := standIn(name)
 	if _, err := s.start(ctx, "dpkg-divert", "--quiet", "--package", "vragent-cloudstack", "--add", "--no-rename",
 		"--divert", d.path+aside, d.path); err != nil {
 		return err
 	}
-	rec.Stands[d.path] = &standing{}
+	rec.Stands[d.path] = &cloudstack.Standing{}
 	if err := s.writeRecord(*rec); err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (s *site) divert(ctx context.Context, rec *record, name string) error {
 	return err
 }
 
-func (s *site) undivert(ctx context.Context, rec *record, name string) error {
+func (s *site) undivert(ctx context.Context, rec *cloudstack.Record, name string) error {
 	d := standIn(name)
 	if rec.Stands[d.path] == nil {
 		return nil
@@ -257,7 +257,7 @@ func (s *site) undivert(ctx context.Context, rec *record, name string) error {
 
 // restore puts ours back where somebody has put something in its place, as a live patch of the
 // router does. What was put there is the original from now on.
-func (s *site) restore(rec record) error {
+func (s *site) restore(rec cloudstack.Record) error {
 	stands := make([]stand, 0, len(entryPoints)+len(masked))
 	for _, name := range entryPoints {
 		stands = append(stands, standIn(name))

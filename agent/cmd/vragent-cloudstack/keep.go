@@ -35,6 +35,7 @@ func (s *site) keep(ctx context.Context) error {
 	}()
 	defer func() { <-asked }()
 
+	off := false
 	written := make(map[string]fileID)
 	for {
 		var g cloudstack.Guests
@@ -49,6 +50,10 @@ func (s *site) keep(ctx context.Context) error {
 			if g, err = s.daemon.Guests(ctx, 0); err != nil {
 				continue // follow brings it when the agent is back
 			}
+		}
+		if g.Off != off {
+			off = g.Off
+			s.say("cloudstack.databags is %t: the files are kept %s", !off, map[bool]string{true: "no longer", false: "again"}[off])
 		}
 		if g.Off || g.Empty() {
 			continue
@@ -68,7 +73,7 @@ func (s *site) keep(ctx context.Context) error {
 		debug.FreeOSMemory()
 		// Changes that come fast are written together.
 		select {
-		case <-time.After(max(time.Second, 10*time.Since(began))):
+		case <-time.After(max(s.pause, 10*time.Since(began))):
 		case <-ctx.Done():
 			return nil
 		}
@@ -87,7 +92,7 @@ func (s *site) follow(ctx context.Context, newer chan<- cloudstack.Guests) {
 				s.say("%v", err)
 			}
 			select {
-			case <-time.After(time.Second): // it is restarted, as a rule
+			case <-time.After(s.pause): // it is restarted, as a rule
 			case <-ctx.Done():
 			}
 			continue

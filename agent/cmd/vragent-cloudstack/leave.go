@@ -19,12 +19,12 @@ func (s *site) leave(ctx context.Context) error {
 	if err != nil {
 		// It only names what there is to undo; what can be there is known without it.
 		s.say("%v", err)
-		rec = record{InForce: true, Stands: make(map[string]*standing)}
+		rec = cloudstack.Record{InForce: true, Stands: make(map[string]*cloudstack.Standing)}
 		for _, name := range entryPoints {
-			rec.Stands[standIn(name).path] = &standing{}
+			rec.Stands[standIn(name).path] = &cloudstack.Standing{}
 		}
 		for _, unit := range masked {
-			rec.Stands[mask(unit).path] = &standing{}
+			rec.Stands[mask(unit).path] = &cloudstack.Standing{}
 		}
 	}
 	var faults []error

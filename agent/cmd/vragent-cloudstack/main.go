@@ -55,7 +55,7 @@ func main() {
 	// A router that boots runs its scripts while the agent is starting.
 	client.Patience = 20 * time.Second
 	r := &router{
-		site: &site{daemon: client, start: startProgram, out: os.Stdout, now: time.Now},
+		site: &site{daemon: client, start: startProgram, out: os.Stdout, now: time.Now, pause: time.Second},
 		bin:  cmp.Or(os.Getenv("VRAGENT_CLOUD_BIN"), "/opt/cloud/bin"),
 		in: cloudstack.Intake{
 			Taker:   client,

@@ -32,6 +32,7 @@ type site struct {
 	start func(ctx context.Context, name string, args ...string) (string, error)
 	out   io.Writer
 	now   func() time.Time
+	pause time.Duration // between two times that files are kept, at least
 }
 
 // Where things are.
@@ -99,46 +100,17 @@ func (s *site) command(ctx context.Context, args []string) int {
 	return 0
 }
 
-// record is what the package remembers of the router: what is to be undone when it is removed, and
-// what an operator wants to know. The agent shows it in its status.
-type record struct {
-	InForce bool      `json:"in_force"`
-	Since   time.Time `json:"since,omitzero"`
-	// Problem is why the router could not be taken over, or not all of it.
-	Problem string `json:"problem,omitempty"`
-	// Stands are the files that something of ours is in the place of, by path.
-	Stands map[string]*standing `json:"stands,omitempty"`
-	// Stopped are the services that ran before.
-	Stopped []string `json:"stopped,omitempty"`
-}
+const recordFile = cloudstack.RecordFile
 
-// standing is what has happened to one file.
-type standing struct {
-	Replaced time.Time `json:"replaced,omitzero"` // when somebody last put another one in its place
-	Times    int       `json:"times,omitempty"`   // how often that was
-}
-
-const recordFile = ownDir + "/status.json"
-
-func (s *site) readRecord() (record, error) {
-	r := record{Stands: make(map[string]*standing)}
-	data, err := os.ReadFile(s.path(recordFile))
+func (s *site) readRecord() (cloudstack.Record, error) {
+	r, err := cloudstack.ReadRecord(s.path(recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}
-	if err != nil {
-		return r, err
-	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("%s: %w", s.path(recordFile), err)
-	}
-	if r.Stands == nil {
-		r.Stands = make(map[string]*standing)
-	}
-	return r, nil
+	return r, err
 }
 
-func (s *site) writeRecord(r record) error {
+func (s *site) writeRecord(r cloudstack.Record) error {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err

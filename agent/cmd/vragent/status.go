@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -59,6 +60,9 @@ func writeStatus(w io.Writer, std stdio, s api.Status) error {
 	if missing := missingPowers(s.Powers); len(missing) > 0 {
 		line("powers", "started without "+strings.Join(missing, ", "))
 	}
+	for i, text := range cloudstackText(std.now(), s.CloudStack) {
+		line([]string{"cloudstack", ""}[min(i, 1)], text)
+	}
 	b.WriteString("\n")
 
 	t := table{columns: []column{
@@ -87,6 +91,9 @@ func writeStatus(w io.Writer, std stdio, s api.Status) error {
 		}
 	}
 	section("faults of the daemon", s.Faults)
+	if s.CloudStack != nil && s.CloudStack.Problem != "" {
+		section("faults of taking the CloudStack router over", []string{s.CloudStack.Problem})
+	}
 	faults := make([]string, len(s.Config.Faults))
 	for i, f := range s.Config.Faults {
 		faults[i] = f.String()
@@ -105,6 +112,28 @@ func sharedText(std stdio, s *api.SharedStatus) string {
 		return fmt.Sprintf("in step with the other router for %s, through %s", age(std.now(), s.Since), s.Endpoint)
 	}
 	return fmt.Sprintf("out of reach for %s: no new pool leases and no passwords until it is back: %s", age(std.now(), s.Since), s.Why)
+}
+
+// cloudstackText tells how vragent-cloudstack stands in for the router's own scripts.
+func cloudstackText(now time.Time, c *api.CloudStackStatus) []string {
+	if c == nil {
+		return nil
+	}
+	if !c.InForce {
+		return []string{"the router's own scripts are in force"}
+	}
+	out := []string{"the diversions are in force for " + age(now, c.Since)}
+	for _, r := range c.Replaced {
+		out = append(out, fmt.Sprintf("%s was replaced %s ago (%s) and put back", r.Path, age(now, r.Last), times(r.Times)))
+	}
+	return out
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 func watchText(w api.WatchStatus) string {

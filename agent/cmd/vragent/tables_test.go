@@ -72,3 +72,22 @@ ops   operator  enabled  native  yes   2 d
 		})
 	}
 }
+
+func TestStatusSaysWhoStandsInForTheRoutersScripts(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		name   string
+		status *api.CloudStackStatus
+		want   []string
+	}{
+		{"without the package", nil, nil},
+		{"an installation that failed", &api.CloudStackStatus{Problem: "why"}, []string{"the router's own scripts are in force"}},
+		{"after live patches", &api.CloudStackStatus{InForce: true, Since: now.Add(-time.Hour), Replaced: []api.Replaced{
+			{Path: "/a", Last: now.Add(-2 * time.Minute), Times: 1}, {Path: "/b", Last: now.Add(-time.Minute), Times: 3},
+		}}, []string{"the diversions are in force for 1 h", "/a was replaced 2 min ago (once) and put back", "/b was replaced 1 min ago (3 times) and put back"}},
+	} {
+		if diff := cmp.Diff(test.want, cloudstackText(now, test.status)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+}

@@ -84,6 +84,8 @@ type Status struct {
 	Faults   []string        `json:"faults,omitempty" yaml:"faults,omitempty"` // of the daemon itself: disk full, a port taken
 	Powers   map[string]bool `json:"powers" yaml:"powers"`                     // net_admin, net_raw, net_bind_service, lease
 	Shared   *SharedStatus   `json:"shared,omitempty" yaml:"shared,omitempty"` // nil: the router shares nothing
+
+	CloudStack *CloudStackStatus `json:"cloudstack,omitempty" yaml:"cloudstack,omitempty"` // nil without vragent-cloudstack
 }
 
 // SharedStatus tells how a router stands with what it shares with the other one of a pair.
@@ -95,6 +97,22 @@ type SharedStatus struct {
 	Current bool      `json:"current" yaml:"current"`
 	Since   time.Time `json:"since" yaml:"since"`
 	Why     string    `json:"why,omitempty" yaml:"why,omitempty"` // not current: why
+}
+
+// CloudStackStatus tells how the package vragent-cloudstack stands in for a router's own scripts.
+type CloudStackStatus struct {
+	InForce  bool       `json:"in_force" yaml:"in_force"`                     // the diversions
+	Since    time.Time  `json:"since,omitzero" yaml:"since,omitempty"`        // when they came into force
+	Problem  string     `json:"problem,omitempty" yaml:"problem,omitempty"`   // why they are not, or what was not taken over
+	Replaced []Replaced `json:"replaced,omitempty" yaml:"replaced,omitempty"` // files that had to be put back, by path
+}
+
+// Replaced is a file of ours that somebody has put another one in the place of: a live patch of the
+// router, as a rule. Ours is back, and the other one is the original now.
+type Replaced struct {
+	Path  string    `json:"path" yaml:"path"`
+	Last  time.Time `json:"last" yaml:"last"`
+	Times int       `json:"times" yaml:"times"`
 }
 
 // ConfigStatus tells which configuration is in force.
