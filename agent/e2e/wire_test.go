@@ -27,6 +27,7 @@ type wire struct {
 type message struct {
 	*dhcpv4.DHCPv4
 	link net.HardwareAddr // that the frame went to
+	from net.HardwareAddr // that it came from
 	to   netip.Addr
 }
 
@@ -90,8 +91,8 @@ func parseFrame(b []byte) (message, bool) {
 	if err != nil {
 		return message{}, false
 	}
-	link := append(net.HardwareAddr(nil), b[:6]...)
-	return message{m, link, netip.AddrFrom4([4]byte(b[ether+16:]))}, true
+	link, from := append(net.HardwareAddr(nil), b[:6]...), append(net.HardwareAddr(nil), b[6:12]...)
+	return message{m, link, from, netip.AddrFrom4([4]byte(b[ether+16:]))}, true
 }
 
 // kind is the message's type, of a REQUEST its state as well: RFC 2131, section 4.3.2.
@@ -149,8 +150,14 @@ func (w *wire) find(n int, match func(message) bool) (message, bool) {
 // await waits for a message of a kind from or to a client, after the n first ones.
 func (w *wire) await(t *testing.T, n int, kind, mac string) message {
 	t.Helper()
+	return w.awaitWithin(t, n, 20*time.Second, kind, mac)
+}
+
+// awaitWithin is await for what takes its time.
+func (w *wire) awaitWithin(t *testing.T, n int, timeout time.Duration, kind, mac string) message {
+	t.Helper()
 	var found message
-	nstest.Poll(t, 20*time.Second, fmt.Sprintf("%s of %s", kind, mac), func() (ok bool) {
+	nstest.Poll(t, timeout, fmt.Sprintf("%s of %s", kind, mac), func() (ok bool) {
 		found, ok = w.find(n, func(m message) bool { return m.kind() == kind && m.ClientHWAddr.String() == mac })
 		return ok
 	})

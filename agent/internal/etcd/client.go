@@ -93,9 +93,10 @@ func (t TLS) load() (*tls.Config, error) {
 const (
 	dialTime = 2 * time.Second
 	// A connection that nothing comes on for pingAfter is asked whether it is alive, and given up
-	// when there is no answer within pingTime.
-	pingAfter = 1 * time.Second
-	pingTime  = 2 * time.Second
+	// when there is no answer within pingTime. A server closes connections that it is asked on twice
+	// within 5 s (etcd --grpc-keepalive-min-time).
+	pingAfter = 10 * time.Second
+	pingTime  = 3 * time.Second
 
 	maxMessage = 64 << 20 // bytes
 	pageSize   = 1000     // keys of a range that are fetched at once
@@ -210,6 +211,7 @@ func (c *Client) call(ctx context.Context, method string, request []byte, parse 
 			return err
 		}
 		faults = append(faults, err)
+		c.http.CloseIdleConnections() // one that is dead would take the next request, too
 		c.current.CompareAndSwap(used, used+1)
 		if ctx.Err() != nil {
 			break

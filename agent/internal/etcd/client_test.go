@@ -273,7 +273,7 @@ func TestDeadConnectionsEndAWatch(t *testing.T) {
 				if err == nil {
 					t.Error("the watch ended without a reason")
 				}
-			case <-time.After(waitTime):
+			case <-time.After(3 * waitTime):
 				t.Error("the watch does not notice")
 			}
 			if name == "stopped" {
@@ -286,6 +286,27 @@ func TestDeadConnectionsEndAWatch(t *testing.T) {
 				return err == nil && ok
 			})
 		})
+	}
+}
+
+func TestWatchEndsWithItsContext(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	etcdtest.Start(t, nstest.Here(t), address, nil)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	c := client(t, plain())
+	go func() {
+		ended <- c.Watch(ctx, "a/", 0, func() { cancel(errors.New("enough")) }, nil)
+	}()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("Watch ends without a reason")
+		}
+	case <-time.After(waitTime):
+		t.Fatal("Watch goes on")
 	}
 }
 

@@ -12,8 +12,8 @@ var ErrCompacted = errors.New("etcd: the changes since then are not kept any mor
 
 // Watch calls fn with the changes of all keys that begin with prefix, from revision on, in their order,
 // until ctx ends, fn returns an error or the member is lost, and returns why. A connection that has
-// gone dead without a word is noticed within three seconds. The changes of one revision come in one
-// call. started is called once the member watches.
+// gone dead without a word is noticed after pingAfter and pingTime; who needs to know sooner asks for
+// something. started is called once the member watches.
 func (c *Client) Watch(ctx context.Context, prefix string, revision int64, started func(), fn func([]Event) error) error {
 	used := c.current.Load()
 	endpoint := c.Endpoint()
@@ -21,6 +21,7 @@ func (c *Client) Watch(ctx context.Context, prefix string, revision int64, start
 	if ctx.Err() == nil && !errors.Is(err, ErrCompacted) {
 		c.current.CompareAndSwap(used, used+1)
 	}
+	c.http.CloseIdleConnections() // one that is dead would take the next request, too
 	return err
 }
 
@@ -36,6 +37,8 @@ func (c *Client) watch(ctx context.Context, endpoint, prefix string, revision in
 	}()
 	defer func() { <-written }()
 	defer requests.Close()
+	// The transport waits for more of the request, and looks at ctx again once that has ended.
+	defer context.AfterFunc(ctx, func() { requests.CloseWithError(context.Cause(ctx)) })()
 	res, err := c.open(ctx, endpoint, "Watch/Watch", requests)
 	if err != nil {
 		return err

@@ -197,10 +197,8 @@ func (l *Leases) restore(ctx context.Context, newest int64) error {
 		return err
 	}
 	l.orphans = nil
-	if held != nil { // those in the store have it, which is news
-		for i := range held.Held {
-			delete(l.known, l.key(&held.Held[i]))
-		}
+	if len(lost) > 0 {
+		clear(l.known) // what is in the store now is news, whosever it is
 	}
 	l.give()
 	if l.adopted != nil {

@@ -385,7 +385,7 @@ func TestLeasesOfASingleRouterAreTakenAlong(t *testing.T) {
 		t.Errorf("adopted is called %d times", adopted)
 	}
 	b.mu.Unlock()
-	b.knows(t, map[string]string{"10.1.1.1": bound(1)}) // its own it knows
+	b.knows(t, map[string]string{"10.1.1.1": bound(1), "10.1.1.2": bound(2)})
 	reader := newSide(t, nil, nil)
 	reader.follow(t)
 	reader.knows(t, map[string]string{"10.1.1.1": bound(1), "10.1.1.2": bound(2)})
