@@ -35,11 +35,11 @@ echo "$*" >>../originals
 case $1 in fail*) exit 3 ;; esac
 `
 
-func newCloudRouter(t *testing.T) *cloudRouter {
+// newCloudRouter makes plain such a router; its configuration turns the dialect on.
+func newCloudRouter(t *testing.T, plain *router) *cloudRouter {
 	t.Helper()
 	program := buildProgram(t, "vragent-cloudstack")
-	r := &cloudRouter{router: newRouter(t)}
-	r.configure(t, "cloudstack: {enabled: true}\n")
+	r := &cloudRouter{router: plain}
 	r.bin, r.cache, r.log = r.dir+"/bin", r.dir+"/cache", r.dir+"/cloud.log"
 	for _, dir := range []string{r.bin, r.cache + "/processed"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -108,7 +108,8 @@ func TestCloudStackRouter(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
 	}
-	r := newCloudRouter(t)
+	r := newCloudRouter(t, newRouter(t))
+	r.configure(t, "cloudstack: {enabled: true}\n")
 	web := r.guest(t, "web-01", "eth0", "02:01:00:cb:00:02")
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	world := r.guest(t, "world", "eth2", "02:01:00:cb:00:99")
@@ -236,7 +237,8 @@ func TestCloudStackFilesAtOnce(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
 	}
-	r := newCloudRouter(t)
+	r := newCloudRouter(t, newRouter(t))
+	r.configure(t, "cloudstack: {enabled: true}\n")
 	g := r.guest(t, "g", "eth0", "02:00:00:00:00:13")
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	r.start(t)
@@ -289,7 +291,8 @@ func TestCloudStackRedundantRouter(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
 	}
-	r := newCloudRouter(t)
+	r := newCloudRouter(t, newRouter(t))
+	r.configure(t, "cloudstack: {enabled: true}\n")
 	g := r.guest(t, "g", "eth2", "02:00:00:00:00:13")
 	r.AddAddr(t, "eth2", "10.40.1.203/24")
 	g.AddAddr(t, "eth0", "10.40.1.50/24")
@@ -325,7 +328,8 @@ func TestCloudStackRouterStarts(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
 	}
-	r := newCloudRouter(t)
+	r := newCloudRouter(t, newRouter(t))
+	r.configure(t, "cloudstack: {enabled: true}\n")
 	g := r.guest(t, "g", "eth0", "02:01:00:cb:00:02")
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	r.start(t)
@@ -362,7 +366,8 @@ func TestCloudStackDiskFull(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
 	}
-	r := newCloudRouter(t)
+	r := newCloudRouter(t, newRouter(t))
+	r.configure(t, "cloudstack: {enabled: true}\n")
 	g := r.guest(t, "g", "eth0", "02:00:00:00:00:13")
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	disk := r.dir + "/drop"
@@ -409,7 +414,8 @@ func TestCloudStackExtension(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
 	}
-	r := newCloudRouter(t)
+	r := newCloudRouter(t, newRouter(t))
+	r.configure(t, "cloudstack: {enabled: true}\n")
 	g := r.guest(t, "g", "ext100", "02:00:00:00:00:0a")
 	r.AddAddr(t, "ext100", "10.0.0.2/24")
 	r.start(t)

@@ -174,6 +174,7 @@ var errReadOnly = errors.New("drop directory is open for reading only")
 type pending struct {
 	Edit
 	staged string // hidden folder or file with the new content
+	fresh  bool   // there was no such VM when it was staged, and so nothing to clear
 	err    error
 }
 
@@ -240,11 +241,20 @@ func (d *Dir) stage(e Edit) *pending {
 		}
 	}
 	if len(e.Clear) > 0 {
-		if p.err = writeFile(p.staged+"/"+removals, []byte(strings.Join(e.Clear, "\n"))); p.err != nil {
+		_, err := os.Lstat(filepath.Join(d.path, e.Unit.Path()))
+		if p.fresh = errors.Is(err, fs.ErrNotExist); p.fresh {
+			return p
+		}
+		if p.err = p.writeRemovals(); p.err != nil {
 			p.discard()
 		}
 	}
 	return p
+}
+
+// writeRemovals notes in the staged folder what is to be cleared.
+func (p *pending) writeRemovals() error {
+	return writeFile(p.staged+"/"+removals, []byte(strings.Join(p.Clear, "\n")))
 }
 
 // commit makes a staged edit take effect.
@@ -274,10 +284,18 @@ func (d *Dir) commit(p *pending) error {
 		os.RemoveAll(gone) // the next start's if it fails
 		return nil
 	}
-	if len(p.Clear) == 0 {
+	if len(p.Clear) == 0 || p.fresh {
 		err := unix.Renameat2(unix.AT_FDCWD, p.staged, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 		if err == nil || err != unix.EEXIST {
 			return os.NewSyscallError("rename", err)
+		}
+		if p.fresh { // somebody has made the VM meanwhile, an edit before this one perhaps
+			if err := p.writeRemovals(); err != nil {
+				return err
+			}
+			if err := d.syncs.sync(d.path); err != nil {
+				return err
+			}
 		}
 	}
 	if err := os.Rename(p.staged, d.commitPath(p.Unit.Name)); err != nil {

@@ -87,6 +87,27 @@ func TestPutChangesOnlyWhatItNames(t *testing.T) {
 	a.wantTree()
 }
 
+// TestPutClearsWhatCameMeanwhile has an edit clear a file of a VM that was not there when the edit was
+// staged, beside one that clears what never was.
+func TestPutClearsWhatCameMeanwhile(t *testing.T) {
+	dir := dropPath(t)
+	a := watch(t, dir, Options{})
+	vm, other := Unit{VM, "a"}, Unit{VM, "b"}
+	second, third := set(vm, VMFile, "2"), set(other, VMFile, "3")
+	second.Clear, third.Clear = []string{PasswordFile, VendorDataFile}, []string{PasswordFile}
+	err := a.PutAll(t.Context(), slices.Values([]Edit{set(vm, VMFile, "1", PasswordFile, "p", UserDataFile, "u"), second, third}), func(u Unit, err error) {
+		if err != nil {
+			t.Errorf("%s: %v", u.Path(), err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.want(vm, "user-data=u\nvm.yaml=2\n")
+	a.want(other, "vm.yaml=3\n")
+	wantNoLeftovers(t, dir)
+}
+
 func TestPutRefusesWhatCouldNotBeRead(t *testing.T) {
 	dir := dropPath(t)
 	a := watch(t, dir, Options{})
