@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -276,7 +277,7 @@ func finish(t *testing.T, cmd *exec.Cmd) {
 	if cmd.ProcessState != nil {
 		t.Fatalf("%s has ended: %s", cmd.Path, cmd.ProcessState)
 	}
-	cmd.Process.Signal(os.Interrupt)
+	cmd.Process.Signal(syscall.SIGTERM)
 	_ = cmd.Wait() // its status is that of the signal
 }
 
