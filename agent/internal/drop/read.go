@@ -52,7 +52,9 @@ type Content struct {
 	Fingerprint string
 	Faults      []Fault
 	Notes       []string // about names that are not read
-	SettledAt   time.Time
+	// SettledAt is when the unit came to be so: the last change of its files, or
+	// the last moment, give or take 20 ms, that one was seen being written.
+	SettledAt time.Time
 }
 
 // signature tells versions of a file apart.
@@ -163,7 +165,7 @@ func (d *Dir) read(u Unit) (Content, error) {
 		return c, err
 	}
 	if f == nil {
-		c.SettledAt = time.Now()
+		c.SettledAt = d.settledAt(u)
 		return c, nil
 	}
 	defer f.Close()
@@ -171,7 +173,7 @@ func (d *Dir) read(u Unit) (Content, error) {
 	if errors.Is(err, unix.EACCES) {
 		c.Exists = true
 		c.fault(u.Path(), "cannot be read: %v", unix.EACCES)
-		c.SettledAt = time.Now()
+		c.SettledAt = d.settledAt(u)
 		return c, nil
 	}
 	if err != nil {
@@ -186,7 +188,7 @@ func (d *Dir) read(u Unit) (Content, error) {
 	if err != nil {
 		return c, err
 	}
-	c.SettledAt = time.Now()
+	c.SettledAt = d.settledAt(u)
 	for _, o := range open {
 		data, err := o.read()
 		if err != nil {

@@ -23,6 +23,7 @@ type work struct {
 	unit    Unit
 	state   state
 	first   time.Time     // event since it was last given out
+	last    time.Time     // event, or look that found somebody writing
 	due     time.Time     // for the loop to look at it; bursting and unsettled only
 	wait    time.Duration // until the look after that
 	again   bool          // has changed since it was given out
@@ -46,6 +47,7 @@ func (d *Dir) touch(u Unit, now time.Time) {
 		d.work[u] = w
 		w.first = now
 	}
+	w.last = now
 	switch w.state {
 	case bursting:
 		due := now.Add(quietAfter)
@@ -78,7 +80,8 @@ func (d *Dir) requeue(u Unit, err error) {
 	defer d.mu.Unlock()
 	w := d.work[u]
 	if w == nil {
-		w = &work{unit: u, at: -1, first: time.Now(), state: unsettled}
+		now := time.Now()
+		w = &work{unit: u, at: -1, first: now, last: now, state: unsettled}
 		d.work[u] = w
 	}
 	if w.state == ready || w.at >= 0 {
@@ -100,6 +103,8 @@ func (d *Dir) postpone(w *work, err error) {
 		if w.still != nil {
 			w.wait = noLeaseQuiet / 5
 			most = w.wait
+		} else {
+			w.last = time.Now()
 		}
 	case errors.Is(err, ErrMissing): // the loop has said so
 		most = retryMax
@@ -183,8 +188,10 @@ func (d *Dir) Done() {
 			delete(d.work, u)
 			continue
 		}
+		last := w.last
 		*w = work{unit: u, at: -1, first: now, still: w.still}
 		d.touch(u, now)
+		w.last = last
 		ping(d.changed)
 	}
 	d.out = d.out[:0]
@@ -206,6 +213,19 @@ func (d *Dir) takeReady(most int) []Unit {
 	}
 	d.out = append(d.out, units...)
 	return units
+}
+
+// settledAt tells since when a unit that can be read now has been so, as far as
+// is known: since the last event, or the last look that found somebody writing.
+// The kernel tells of no close, so the look may have been up to pollMax before
+// it. Of a unit that no event has told of it is now.
+func (d *Dir) settledAt(u Unit) time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w := d.work[u]; w != nil {
+		return w.last
+	}
+	return time.Now()
 }
 
 // settled tells whether the open file e of a unit is complete: ErrUnsettled if
@@ -237,7 +257,7 @@ func (d *Dir) settled(u Unit, fd int, e entry) error {
 		if age := now.Sub(time.Unix(e.sig.ctime.Unix())); age > noLeaseQuiet {
 			return nil
 		}
-		w = &work{unit: u, at: -1, first: now, state: unsettled}
+		w = &work{unit: u, at: -1, first: now, last: now, state: unsettled}
 		d.work[u] = w // requeue schedules it
 	}
 	if s, ok := w.still[e.name]; ok && s.sig == e.sig {

@@ -2,13 +2,16 @@ package drop
 
 import (
 	"archive/tar"
+	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -151,6 +154,80 @@ func TestStalledWriter(t *testing.T) {
 	if got := a.text(vm); !strings.Contains(got, "part 19\n\nvm.yaml=v\n") || !strings.HasPrefix(got, "password=secret\n") {
 		t.Errorf("seen after it was written: %q", got)
 	}
+}
+
+// What a change takes is counted from the last change of the files, not from when somebody looks at them.
+func TestContentTellsSinceWhenItHasSettled(t *testing.T) {
+	dir := dropPath(t)
+	d, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	running.Go(func() { d.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	next := func() (Content, time.Time) {
+		t.Helper()
+		if _, err := d.Next(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		given := time.Now()
+		c, err := d.Read(Unit{VM, "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, given
+	}
+	within := func(what string, c Content, from, to time.Time) {
+		t.Helper()
+		if c.SettledAt.Before(from) || c.SettledAt.After(to) {
+			t.Errorf("%s: settled %v after the change, which was given out after %v", what, c.SettledAt.Sub(from), to.Sub(from))
+		}
+	}
+
+	write(t, dir+"/vms/.a/vm.yaml", "v")
+	changed := time.Now()
+	rename(t, dir+"/vms/.a", dir+"/vms/a")
+	c, given := next()
+	within("a folder moved in", c, changed, given)
+	d.Done()
+
+	f, err := os.OpenFile(dir+"/vms/a/user-data", os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(f, "written")
+	eventually(t, "the unit counts as unsettled", func() bool { return len(d.Status().Unsettled) == 1 })
+	written := time.Now()
+	eventually(t, "somebody has looked since", func() bool { return d.settledAt(Unit{VM, "a"}).After(written) })
+	f.Close()
+	c, given = next()
+	within("a file closed long after it was written", c, written, given)
+
+	changed = time.Now()
+	os.RemoveAll(dir + "/vms/a")
+	c, given = next()
+	within("a folder removed", c, changed, given)
+
+	// A change while the unit is given out counts for the next time.
+	write(t, dir+"/vms/.a/vm.yaml", "v")
+	rename(t, dir+"/vms/.a", dir+"/vms/a")
+	notice := func() {
+		t.Helper()
+		if _, err := d.Barrier(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	notice()
+	next()
+	changed = time.Now()
+	write(t, dir+"/vms/a/vm.yaml", "w")
+	notice()
+	noticed := time.Now()
+	c, _ = next()
+	within("a change while the one before was read", c, changed, noticed)
 }
 
 func TestSlowWriterNeverShowsAHalf(t *testing.T) {

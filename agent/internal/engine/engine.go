@@ -40,8 +40,8 @@ type Parts struct {
 	Shared SharedTaken
 
 	// Observe hears of each unit that was taken in: what became of it (applied, pending, rejected,
-	// removed, or failed where the state directory refused it), and how long that took from when its
-	// last file had settled. Nil hears nothing.
+	// removed, or failed where the state directory refused it), and how long that took from the last
+	// change of its files (drop.Content's SettledAt). Nil hears nothing.
 	Observe func(outcome string, took time.Duration)
 	Log     *slog.Logger // nil discards
 	Now     func() time.Time

@@ -42,7 +42,7 @@ func New(version string, s Sources) *Metrics {
 		registry: prometheus.NewRegistry(),
 		changes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "vragent_change_duration_seconds",
-			Help:    "Time from when a unit's last file had settled until it was in force or judged, by outcome.",
+			Help:    "Time from the last change of a unit's files, or from when its writer was done, until it was in force or judged, by outcome.",
 			Buckets: changeBuckets,
 		}, []string{"outcome"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
