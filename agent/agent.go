@@ -33,6 +33,8 @@ type Options struct {
 	Version string    // for status
 	Log     io.Writer // where log lines go; os.Stderr if nil
 	Ready   func()    // called once, when guests are served
+	// Now is the clock of leases, sessions, jobs and reports; nil is time.Now. A test may set it.
+	Now func() time.Time
 }
 
 // Agent is a daemon that has been built and not yet run, or that runs.
@@ -84,6 +86,9 @@ func New(opts Options) (a *Agent, err error) {
 	if opts.Log == nil {
 		opts.Log = os.Stderr
 	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
 	cfg, err := LoadConfig(opts.Config)
 	if err != nil {
 		return nil, err
@@ -127,7 +132,7 @@ func New(opts Options) (a *Agent, err error) {
 	if a.pair, err = a.newPair(cfg); err != nil {
 		return a, err
 	}
-	storage := dhcp.ServerOptions{Logger: a.log, Leases: leases{a.leases, a.lost("leases")}}
+	storage := dhcp.ServerOptions{Logger: a.log, Now: opts.Now, Leases: leases{a.leases, a.lost("leases")}}
 	if a.pair != nil {
 		storage.Leases, storage.Shared = nil, a.pair.leases
 	}
@@ -138,7 +143,7 @@ func New(opts Options) (a *Agent, err error) {
 	})
 	parts := engine.Parts{
 		Dir: a.dir, Store: a.units, Kernel: a.kernel, Powers: powers,
-		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log,
+		DHCPTable: hosts, DHCP: a.dhcp, GuestData: data, Metadata: a.metadata, Log: a.log, Now: opts.Now,
 		Observe: func(outcome string, took time.Duration) { a.metrics.ObserveChange(metrics.Outcome(outcome), took) },
 	}
 	if a.pair != nil {

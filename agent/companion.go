@@ -29,11 +29,11 @@ func newCompanion(a *Agent, cfg *Config) (*companion, error) {
 		return nil, err
 	}
 	if c.users, err = account.Open(account.Options{
-		Store: records{a.users, a.lost("users")}, Authenticators: []account.Authenticator{c.directory}, Links: c.directory, Log: a.log,
+		Store: records{a.users, a.lost("users")}, Authenticators: []account.Authenticator{c.directory}, Links: c.directory, Now: a.opts.Now, Log: a.log,
 	}); err != nil {
 		return nil, fmt.Errorf("users: %w", err)
 	}
-	if c.jobs, err = job.OpenQueue(job.Options{Store: records{a.jobs, a.lost("jobs")}, Retention: cfg.API.JobRetention, Log: a.log}); err != nil {
+	if c.jobs, err = job.OpenQueue(job.Options{Store: records{a.jobs, a.lost("jobs")}, Retention: cfg.API.JobRetention, Now: a.opts.Now, Log: a.log}); err != nil {
 		return nil, fmt.Errorf("jobs: %w", err)
 	}
 	c.api = api.NewCompanion(api.CompanionOptions{

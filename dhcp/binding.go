@@ -76,7 +76,7 @@ func (t *Table) binding(s *scope, h *host, now time.Time) Binding {
 	b.Seen, b.Expiry = seen.At, seen.Expiry
 	switch {
 	case t.lasts(&h.declined, now):
-		b.State, b.Expiry = "declined", t.epoch.Add(time.Duration(h.declined.Load()))
+		b.State, b.Expiry = "declined", onClock(t.epoch.Add(time.Duration(h.declined.Load())), now)
 	case seen.Infinite, !seen.Expiry.IsZero() && seen.Expiry.After(now):
 		b.State = "bound"
 	case !seen.Expiry.IsZero():
@@ -92,7 +92,7 @@ func (p *pool) bindings(now time.Time) []Binding {
 	var bindings []Binding
 	for _, s := range p.byIP {
 		b := Binding{Network: p.name, IP: numberAddr(s.addr), MAC: s.mac, Hostname: s.hostname, Pool: true,
-			Start: s.start, Expiry: s.end, Seen: s.seen}
+			Start: s.start, Expiry: onClock(s.end, now), Seen: onClock(s.seen, now)}
 		switch {
 		case s.state == slotOffered:
 			b.State = "offered"

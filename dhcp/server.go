@@ -156,6 +156,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	retry := time.NewTicker(retryAfter)
 	defer retry.Stop()
+	wall := &clock{s.now()}
 	for {
 		select {
 		case <-ctx.Done():
@@ -173,6 +174,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-s.wake:
 		}
 		s.readLeases()
+		s.followClock(wall)
 		s.mu.Lock()
 		s.reconcile()
 		s.mu.Unlock()
@@ -614,14 +616,14 @@ func (t *Table) Seen(network string, mac MAC) (Seen, bool) {
 func (t *Table) seen(h *host) Seen {
 	var seen Seen
 	if at := h.seen.Load(); at != 0 {
-		seen.At = t.epoch.Add(time.Duration(at))
+		seen.At = onClock(t.epoch.Add(time.Duration(at)), t.now())
 	}
 	switch expires := time.Duration(h.expires.Load()); expires {
 	case 0:
 	case Infinite:
 		seen.Infinite = true
 	default:
-		seen.Expiry = t.epoch.Add(expires)
+		seen.Expiry = onClock(t.epoch.Add(expires), t.now())
 	}
 	return seen
 }

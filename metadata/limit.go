@@ -43,11 +43,11 @@ func (b *bucket) take(rate int, now time.Time) bool {
 	return true
 }
 
-// onceAMinute says yes at most once in a minute.
+// onceAMinute says yes at most once in a minute, and when the clock was set back.
 type onceAMinute struct{ last atomic.Int64 }
 
 func (o *onceAMinute) now(now time.Time) bool {
 	last := o.last.Load()
 	at := now.UnixNano()
-	return (last == 0 || at-last >= int64(time.Minute)) && o.last.CompareAndSwap(last, at)
+	return (last == 0 || at < last || at-last >= int64(time.Minute)) && o.last.CompareAndSwap(last, at)
 }

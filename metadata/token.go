@@ -39,7 +39,8 @@ func (t *tokens) issue(g *Guest, end time.Time) string {
 	return base64.RawURLEncoding.EncodeToString(append(raw, t.mac(raw, g)...))
 }
 
-// valid says whether the token was issued to this guest and has not ended.
+// valid says whether the token was issued to this guest and has not ended. One that would live longer
+// than any may is from before the clock was set back.
 func (t *tokens) valid(token string, g *Guest, now time.Time) bool {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	if err != nil || len(raw) != tokenSize {
@@ -48,7 +49,8 @@ func (t *tokens) valid(token string, g *Guest, now time.Time) bool {
 	if !hmac.Equal(raw[8:], t.mac(raw[:8], g)) {
 		return false
 	}
-	return now.Unix() < int64(binary.BigEndian.Uint64(raw))
+	left := int64(binary.BigEndian.Uint64(raw)) - now.Unix()
+	return left > 0 && left <= maxTokenTTL
 }
 
 // mac binds the end of a token to one VM at one address of one network.

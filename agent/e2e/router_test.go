@@ -28,6 +28,7 @@ type router struct {
 	drop   string // the drop directory
 	config string // agent.yaml
 	log    *logBuffer
+	now    func() time.Time // the agent's clock; nil: the machine's
 
 	agent  *agent.Agent
 	client *api.Client
@@ -64,7 +65,7 @@ func (r *router) configure(t *testing.T, more string) {
 func (r *router) start(t testing.TB) {
 	t.Helper()
 	ready := make(chan struct{})
-	a, err := agent.New(agent.Options{Config: r.config, Version: "test", Log: r.log, Ready: func() { close(ready) }})
+	a, err := agent.New(agent.Options{Config: r.config, Version: "test", Log: r.log, Now: r.now, Ready: func() { close(ready) }})
 	if err != nil {
 		t.Fatal(err)
 	}
