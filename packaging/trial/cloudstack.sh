@@ -128,6 +128,7 @@ promise "its user data" "web boots" "$(get web user-data)"
 promise "its metadata" "id-web" "$(get web meta-data/instance-id)"
 promise "a password that was taken stays taken" saved_password "$(password web send_my_password)"
 promise "one that was not waits" waiting "$(password db send_my_password)"
+promise "and lies in no file that would bring it back" "" "$(find $cache -name 'passwords-*')"
 promise "the unit that keeps files runs" active "$(active vragent-cloudstack)"
 promise "exposed no more than 1.5" yes "$(systemd-analyze security vragent-cloudstack.service |
 	awk '/Overall exposure/ {for (i = 1; i <= NF; i++) if ($i ~ /^[0-9.]+$/) print ($i <= 1.5 ? "yes" : $i)}')"
@@ -201,6 +202,11 @@ cat /run/again >/opt/cloud/bin/update_config.py
 patched3() { grep -q 'release 3' /opt/cloud/bin/update_config.py.cloudstack && grep -q vragent-cloudstack /opt/cloud/bin/update_config.py; }
 promise "one written over ours in place too" 0 "$(exit_status within 10 patched3)"
 promise "and the package's program is what it was" "" "$(dpkg -V vragent-cloudstack)"
+mkdir -p /run/patch/etc/systemd/system
+sed 's/Stand-in/New stand-in/' "$here/standins/systemd/cloud-password-server@.service" >/run/patch/etc/systemd/system/cloud-password-server@.service
+tar -C /run/patch -c etc/systemd/system/cloud-password-server@.service | tar -C / -x
+unit_back() { [ "$(readlink /etc/systemd/system/cloud-password-server@.service)" = /dev/null ] && grep -q New /etc/systemd/system/cloud-password-server@.service.cloudstack; }
+promise "a unit that is masked too" 0 "$(exit_status within 10 unit_back)"
 systemctl stop vragent-cloudstack-enter.path
 "$here/standins/install.sh" --patch 4
 systemctl start vragent-cloudstack-enter.service

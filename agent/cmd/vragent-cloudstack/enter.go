@@ -32,12 +32,9 @@ var masked = []string{"apache2.service", "cloud-password-server@.service"}
 // before are undone, so that the old way stays in force. On a router that is taken over already it
 // puts back what somebody has replaced.
 func (s *site) enter(ctx context.Context) (err error) {
-	rec, err := s.readRecord()
-	if err != nil {
-		return err
-	}
+	rec := s.readRecord()
 	if rec.InForce {
-		return s.restore(rec)
+		return s.restore(ctx, rec)
 	}
 	var undo []func() error
 	defer func() {
@@ -95,11 +92,25 @@ func (s *site) enter(ctx context.Context) (err error) {
 	if _, err := s.takeOver(ctx, files); err != nil {
 		rec.Problem = fmt.Sprintf("what was changed during the installation is not taken over: %v", err)
 	}
+	// The agent holds the passwords now, and knows which of them have been taken. Those files would
+	// bring the others back some day.
+	if err := s.dropPasswords(); err != nil {
+		rec.Problem = strings.TrimPrefix(rec.Problem+"; ", "; ") + err.Error()
+	}
 	if rec.Problem != "" {
 		s.say("%s", rec.Problem)
 		return s.writeRecord(rec)
 	}
 	return nil
+}
+
+// dropPasswords removes the files of the password servers.
+func (s *site) dropPasswords() error {
+	files, err := filepath.Glob(s.path(cacheDir + "/passwords-*"))
+	for _, path := range files {
+		err = errors.Join(err, s.drop(path))
+	}
+	return err
 }
 
 // enable turns the dialect on, and returns what the agent knows of the router so far.
@@ -257,7 +268,8 @@ func (s *site) undivert(ctx context.Context, rec *cloudstack.Record, name string
 
 // restore puts ours back where somebody has put something in its place, as a live patch of the
 // router does. What was put there is the original from now on.
-func (s *site) restore(rec cloudstack.Record) error {
+func (s *site) restore(ctx context.Context, rec cloudstack.Record) error {
+	unmasked := false
 	stands := make([]stand, 0, len(entryPoints)+len(masked))
 	for _, name := range entryPoints {
 		stands = append(stands, standIn(name))
@@ -275,6 +287,7 @@ func (s *site) restore(rec cloudstack.Record) error {
 			return err
 		}
 		if was {
+			unmasked = unmasked || d.link != ""
 			st.Replaced, st.Times = s.now(), st.Times+1
 			s.say("%s was replaced; what was put there is the original now", d.path)
 			if err := s.writeRecord(rec); err != nil {
@@ -282,7 +295,13 @@ func (s *site) restore(rec cloudstack.Record) error {
 			}
 		}
 	}
-	return nil
+	if !unmasked {
+		return nil
+	}
+	if err := s.systemctl(ctx, "daemon-reload"); err != nil {
+		return err
+	}
+	return s.systemctl(ctx, "stop", "apache2.service", "cloud-password-server@*.service")
 }
 
 // wait waits until no script of the router runs that was started by its own name, and returns one

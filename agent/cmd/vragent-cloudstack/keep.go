@@ -36,7 +36,7 @@ func (s *site) keep(ctx context.Context) error {
 	defer func() { <-asked }()
 
 	off := false
-	written := make(map[string]fileID)
+	var kept map[string]fileID
 	for {
 		var g cloudstack.Guests
 		select {
@@ -44,7 +44,7 @@ func (s *site) keep(ctx context.Context) error {
 			return nil
 		case g = <-newer:
 		case <-w.changed:
-			if !s.foreign(written) {
+			if !s.foreign(kept) {
 				continue
 			}
 			if g, err = s.daemon.Guests(ctx, 0); err != nil {
@@ -59,7 +59,8 @@ func (s *site) keep(ctx context.Context) error {
 			continue
 		}
 		began := time.Now()
-		hosts, err := s.keepFiles(g)
+		var hosts bool
+		kept, hosts, err = s.keepFiles(g)
 		if err != nil {
 			s.say("%v", err)
 		}
@@ -69,7 +70,6 @@ func (s *site) keep(ctx context.Context) error {
 				s.say("%v", err)
 			}
 		}
-		written = s.identify()
 		debug.FreeOSMemory()
 		// Changes that come fast are written together.
 		select {
@@ -105,8 +105,8 @@ func (s *site) follow(ctx context.Context, newer chan<- cloudstack.Guests) {
 	}
 }
 
-// kept are the files that are kept, with the modes they get where there is none.
-func kept(g cloudstack.Guests, userData func(unit string) ([]byte, error)) []keptFile {
+// keptFiles are the files that are kept, with the modes they get where there is none.
+func keptFiles(g cloudstack.Guests, userData func(unit string) ([]byte, error)) []keptFile {
 	text := func(data []byte) func(io.Writer) error {
 		return func(w io.Writer) error {
 			_, err := w.Write(data)
@@ -127,27 +127,33 @@ type keptFile struct {
 	write func(io.Writer) error
 }
 
-// keepFiles brings the files into line with what is known of the guests, each in one step, and tells
-// whether /etc/hosts says something else now. What says the same stays untouched.
-func (s *site) keepFiles(g cloudstack.Guests) (hosts bool, err error) {
+// keepFiles brings the files into line with what is known of the guests, each in one step. What says
+// the same stays untouched. It returns what the files are then, and tells whether /etc/hosts says
+// something else than before.
+func (s *site) keepFiles(g cloudstack.Guests) (ids map[string]fileID, hosts bool, err error) {
 	if g.Empty() {
-		return false, nil
+		return nil, false, nil
 	}
+	ids = make(map[string]fileID)
 	var faults []error
-	for _, f := range kept(g, s.unitFile(g, "user-data")) {
-		if s.says(f) {
+	for _, f := range keptFiles(g, s.unitFile(g, "user-data")) {
+		id, same := s.says(f)
+		if same {
+			ids[f.path] = id
 			continue
 		}
-		if err := s.replaceBy(f.path, f.mode, func(w io.Writer) error {
+		id, err := s.replaceBy(f.path, f.mode, func(w io.Writer) error {
 			b := bufio.NewWriterSize(w, 1<<16)
 			return errors.Join(f.write(b), b.Flush())
-		}); err != nil {
+		})
+		if err != nil {
 			faults = append(faults, err)
 			continue
 		}
+		ids[f.path] = id
 		hosts = hosts || f.path == hostsFile
 	}
-	return hosts, errors.Join(faults...)
+	return ids, hosts, errors.Join(faults...)
 }
 
 // unitFile reads a file of a unit; one that is not there is nil.
@@ -161,19 +167,20 @@ func (s *site) unitFile(g cloudstack.Guests, name string) func(unit string) ([]b
 	}
 }
 
-// says tells whether the file says already what is to be written.
-func (s *site) says(f keptFile) bool {
+// says tells whether the file says already what is to be written, and what the file is that does.
+func (s *site) says(f keptFile) (fileID, bool) {
 	file, err := os.Open(s.path(f.path))
 	if err != nil {
-		return false
+		return fileID{}, false
 	}
 	defer file.Close()
+	id := identify(file) // before it is read: what is written into it meanwhile is seen afterwards
 	c := &comparison{with: bufio.NewReaderSize(file, 1<<16)}
 	if f.write(c) != nil {
-		return false
+		return id, false
 	}
 	_, err = c.with.ReadByte()
-	return errors.Is(err, io.EOF)
+	return id, errors.Is(err, io.EOF)
 }
 
 // comparison is a writer of what is to be the same as what with reads.
@@ -190,18 +197,15 @@ func (c *comparison) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// identify tells what the files are now, and foreign whether somebody else has written them since.
-func (s *site) identify() map[string]fileID {
-	ids := make(map[string]fileID)
-	for _, f := range kept(cloudstack.Guests{}, nil) {
-		ids[f.path] = identify(s.path(f.path))
-	}
-	return ids
-}
-
-func (s *site) foreign(written map[string]fileID) bool {
-	for path, id := range s.identify() {
-		if written[path] != id {
+// foreign tells whether somebody else has been at the files since they were kept.
+func (s *site) foreign(ids map[string]fileID) bool {
+	for _, f := range keptFiles(cloudstack.Guests{}, nil) {
+		var now fileID
+		if file, err := os.Open(s.path(f.path)); err == nil {
+			now = identify(file)
+			_ = file.Close()
+		}
+		if now != ids[f.path] {
 			return true
 		}
 	}

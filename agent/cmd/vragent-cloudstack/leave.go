@@ -12,63 +12,61 @@ import (
 	"vragent/agent/internal/cloudstack"
 )
 
-// leave gives the router back: its own scripts find what is true today, and serve it. It goes as far
-// as it can whatever fails on the way.
+// leave gives the router back: its own scripts find what is true today, and serve it. An error means
+// that it is ours still; what fails once the scripts are in force again is only said.
 func (s *site) leave(ctx context.Context) error {
-	rec, err := s.readRecord()
-	if err != nil {
-		// It only names what there is to undo; what can be there is known without it.
-		s.say("%v", err)
-		rec = cloudstack.Record{InForce: true, Stands: make(map[string]*cloudstack.Standing)}
-		for _, name := range entryPoints {
-			rec.Stands[standIn(name).path] = &cloudstack.Standing{}
+	rec := s.readRecord()
+	if !rec.InForce {
+		err := s.disable(ctx)
+		if len(rec.Stands) > 0 { // the machine went down on the way
+			err = errors.Join(err, s.release(ctx, &rec))
 		}
-		for _, unit := range masked {
-			rec.Stands[mask(unit).path] = &cloudstack.Standing{}
+		return errors.Join(err, s.drop(s.path(recordFile)))
+	}
+	guests, err := s.daemon.Guests(ctx, 0)
+	asked := err == nil
+	if asked {
+		// While that fails nothing has been given back yet.
+		if _, _, err := s.keepFiles(guests); err != nil {
+			return err
+		}
+	} else {
+		s.say("The databags stay as they are, and passwords that nobody has taken are lost, since the agent does not answer: %v", err)
+	}
+	for _, name := range entryPoints {
+		if err := s.undivert(ctx, &rec, name); err != nil {
+			return err
 		}
 	}
-	var faults []error
+	// What follows goes as far as it can: the scripts are in force again.
 	try := func(err error) {
 		if err != nil {
-			faults = append(faults, err)
+			s.say("%v", err)
 		}
 	}
-	if rec.InForce {
-		guests, err := s.daemon.Guests(ctx, 0)
-		if err != nil {
-			s.say("The databags stay as they are, since the agent does not answer: %v", err)
-		} else {
-			_, err := s.keepFiles(guests)
+	if asked {
+		// What came in by our programs until just now.
+		if newest, err := s.daemon.Guests(ctx, 0); err == nil && newest.Generation != guests.Generation {
+			guests = newest
+			_, _, err := s.keepFiles(guests)
 			try(err)
-			for _, name := range entryPoints {
-				try(s.undivert(ctx, &rec, name))
-			}
-			// What came in by our programs until just now.
-			if newest, err := s.daemon.Guests(ctx, 0); err == nil && newest.Generation != guests.Generation {
-				guests = newest
-				_, err := s.keepFiles(guests)
-				try(err)
-			}
-			// Read from the units, which are there no longer afterwards.
-			try(s.keepPasswords(guests))
-			try(s.daemon.Leave(ctx))
 		}
-		try(s.stale(guests))
+		// Read from the units, which are there no longer afterwards.
+		try(s.keepPasswords(guests))
+		try(s.daemon.Leave(ctx))
 	}
+	try(s.stale(guests))
 	try(s.disable(ctx))
 	try(s.release(ctx, &rec))
-	if rec.InForce {
-		for _, file := range []string{"vm_dhcp_entry.json", "vm_metadata.json"} {
-			if _, err := os.Stat(s.path(binDir + "/configure.py")); err == nil {
-				_, err := s.start(ctx, s.path(binDir+"/configure.py"), file)
-				try(err)
-			}
+	for _, file := range []string{"vm_dhcp_entry.json", "vm_metadata.json"} {
+		if _, err := os.Stat(s.path(binDir + "/configure.py")); err == nil {
+			_, err := s.start(ctx, s.path(binDir+"/configure.py"), file)
+			try(err)
 		}
-		// A reload is not enough for dnsmasq to answer DHCP again.
-		try(s.systemctl(ctx, "try-restart", dnsmasqUnit))
 	}
-	try(s.drop(s.path(recordFile)))
-	return errors.Join(faults...)
+	// A reload is not enough for dnsmasq to answer DHCP again.
+	try(s.systemctl(ctx, "try-restart", dnsmasqUnit))
+	return s.drop(s.path(recordFile))
 }
 
 // disable turns the dialect off in the agent. A file that the administrator has changed stays, under
@@ -91,17 +89,9 @@ func (s *site) disable(ctx context.Context) error {
 	return s.systemctl(ctx, "try-restart", "vragent.service")
 }
 
-// keepPasswords writes the password servers' files, with those that no guest has taken yet. Older
-// files of theirs hold passwords that have been taken.
+// keepPasswords writes the password servers' files, with those that no guest has taken yet.
 func (s *site) keepPasswords(g cloudstack.Guests) error {
-	old, err := filepath.Glob(s.path(cacheDir + "/passwords-*"))
-	if err != nil {
-		return err
-	}
-	var faults []error
-	for _, path := range old {
-		faults = append(faults, s.drop(path))
-	}
+	faults := []error{s.dropPasswords()}
 	for _, n := range g.Networks {
 		data, err := g.PasswordFile(n.Serving, s.unitFile(g, "password"))
 		if err == nil && len(data) > 0 {

@@ -102,12 +102,22 @@ func (s *site) command(ctx context.Context, args []string) int {
 
 const recordFile = cloudstack.RecordFile
 
-func (s *site) readRecord() (cloudstack.Record, error) {
+// readRecord returns the record. One that cannot be read stands for a router that is taken over: it
+// only names what is ours there, which is known without it.
+func (s *site) readRecord() cloudstack.Record {
 	r, err := cloudstack.ReadRecord(s.path(recordFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return r, nil
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return r
 	}
-	return r, err
+	s.say("%v", err)
+	r = cloudstack.Record{InForce: true, Since: s.now(), Stands: make(map[string]*cloudstack.Standing)}
+	for _, name := range entryPoints {
+		r.Stands[standIn(name).path] = &cloudstack.Standing{}
+	}
+	for _, unit := range masked {
+		r.Stands[mask(unit).path] = &cloudstack.Standing{}
+	}
+	return r
 }
 
 func (s *site) writeRecord(r cloudstack.Record) error {
@@ -121,23 +131,26 @@ func (s *site) writeRecord(r cloudstack.Record) error {
 // replace puts a file in the place of what is there, in one step, and durably. The folder is made
 // where there is none. A file that was there keeps its mode.
 func (s *site) replace(path string, mode fs.FileMode, data []byte) error {
-	return s.replaceBy(path, mode, func(w io.Writer) error {
+	_, err := s.replaceBy(path, mode, func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
 	})
+	return err
 }
 
-func (s *site) replaceBy(path string, mode fs.FileMode, write func(io.Writer) error) (err error) {
+// replaceBy is replace for a file that is written piece by piece. It returns what the file is that is
+// there then, unless somebody has been at it since.
+func (s *site) replaceBy(path string, mode fs.FileMode, write func(io.Writer) error) (id fileID, err error) {
 	path = s.path(path)
 	if info, err := os.Stat(path); err == nil {
 		mode = info.Mode().Perm()
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+		return id, err
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".vragent-*")
 	if err != nil {
-		return err
+		return id, err
 	}
 	defer func() {
 		if err != nil {
@@ -148,11 +161,12 @@ func (s *site) replaceBy(path string, mode fs.FileMode, write func(io.Writer) er
 		func() error { return write(f) }, func() error { return f.Chmod(mode) }, f.Sync,
 	} {
 		if err := step(); err != nil {
-			return fmt.Errorf("%s: %w", path, errors.Join(err, f.Close()))
+			return id, fmt.Errorf("%s: %w", path, errors.Join(err, f.Close()))
 		}
 	}
+	id = identify(f)
 	if err := f.Close(); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return id, fmt.Errorf("%s: %w", path, err)
 	}
-	return os.Rename(f.Name(), path)
+	return id, os.Rename(f.Name(), path)
 }

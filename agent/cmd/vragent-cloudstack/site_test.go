@@ -83,7 +83,8 @@ type place struct {
 	out    *bytes.Buffer
 	mu     sync.Mutex
 	calls  []string
-	failAt int // the call that fails, from 1; 0: none
+	failAt int    // the call that fails, from 1; 0: none
+	fail   string // or the command line that does
 	active string
 }
 
@@ -124,7 +125,7 @@ func (p *place) call(_ context.Context, name string, args ...string) (string, er
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.calls = append(p.calls, strings.Join(append([]string{strings.TrimPrefix(name, p.root)}, args...), " "))
-	if len(p.calls) == p.failAt {
+	if len(p.calls) == p.failAt || p.fail != "" && p.calls[len(p.calls)-1] == p.fail {
 		return "", errors.New("fails for the test")
 	}
 	if name == "systemctl" && args[0] == "list-units" && strings.HasPrefix(p.active, strings.TrimSuffix(args[len(args)-1], "*.service")) {
@@ -264,9 +265,8 @@ func TestEnterThatFailsLeavesTheOldWay(t *testing.T) {
 			if p.called("systemctl stop apache2") > p.called("systemctl start apache2") {
 				t.Error("Apache stays stopped")
 			}
-			rec, err := p.readRecord()
-			if err != nil || rec.InForce || rec.Problem == "" {
-				t.Errorf("recorded is %+v, %v", rec, err)
+			if rec := p.readRecord(); rec.InForce || rec.Problem == "" || len(rec.Stands) > 0 {
+				t.Errorf("recorded is %+v", rec)
 			}
 			// And once it works again, it works.
 			p.failAt = 0
@@ -366,6 +366,83 @@ func TestLeavePutsEverythingBack(t *testing.T) {
 	}
 }
 
+func TestLeaveThatCannotKeepTheFilesChangesNothing(t *testing.T) {
+	p := newPlace(t, liveRouter())
+	if err := p.enter(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	p.agent.set(guestsOf(t, "/drop"))
+	if err := errors.Join(os.RemoveAll(p.path(bagsDir)), os.WriteFile(p.path(bagsDir), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	before := p.tree()
+	if err := p.leave(context.Background()); err == nil {
+		t.Error("leave() says that all went well")
+	}
+	after := p.tree()
+	for _, path := range []string{hostsFile, dhcpHosts} { // these are true, however it ends
+		delete(before, path)
+		delete(after, path)
+	}
+	if diff := cmp.Diff(before, after); diff != "" || !p.readRecord().InForce || p.agent.left != 0 {
+		t.Errorf("changed is:\n%s", diff)
+	}
+}
+
+// TestLeaveGoesOn has each program fail that is started once the scripts are in force again.
+func TestLeaveGoesOn(t *testing.T) {
+	leave := func(t *testing.T, failing string) *place {
+		p := newPlace(t, liveRouter())
+		p.active = "apache2.service"
+		if err := p.enter(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		p.agent.set(guestsOf(t, "/drop"))
+		p.calls, p.fail = nil, failing
+		if err := p.leave(context.Background()); err != nil {
+			t.Error(err)
+		}
+		return p
+	}
+	whole := leave(t, "")
+	for _, call := range whole.calls {
+		if strings.HasPrefix(call, "dpkg-divert") {
+			continue
+		}
+		t.Run(call, func(t *testing.T) {
+			p := leave(t, call)
+			if diff := cmp.Diff(whole.tree(), p.tree()); diff != "" {
+				t.Errorf("it differs:\n%s", diff)
+			}
+			if !strings.Contains(p.out.String(), "fails for the test") {
+				t.Errorf("nothing said: %s", p.out)
+			}
+		})
+	}
+}
+
+func TestARecordThatCannotBeRead(t *testing.T) {
+	p := newPlace(t, liveRouter())
+	if err := p.enter(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	p.write(recordFile, "{")
+	p.write(binDir+"/update_config.py", "patched")
+	if err := p.enter(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if !p.ours(standIn("update_config.py")) {
+		t.Error("what was replaced is not put back")
+	}
+	p.write(recordFile, "{")
+	if err := p.leave(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.read(binDir + "/update_config.py"); got != "patched" {
+		t.Errorf("update_config.py is %q", got)
+	}
+}
+
 func TestLeaveWithoutAnAgent(t *testing.T) {
 	p := newPlace(t, liveRouter())
 	if err := p.enter(context.Background()); err != nil {
@@ -432,11 +509,21 @@ func TestWhatIsReplacedIsPutBack(t *testing.T) {
 			if p.read(binDir+"/update_config.py") != standIn("update_config.py").script || p.read(binDir+"/update_config.py"+aside) != "patched" {
 				t.Errorf("%v", p.tree())
 			}
-			rec, err := p.readRecord()
-			if st := rec.Stands[binDir+"/update_config.py"]; err != nil || st.Times != times || st.Replaced.IsZero() {
-				t.Errorf("recorded is %+v, %v", st, err)
+			if st := p.readRecord().Stands[binDir+"/update_config.py"]; st.Times != times || st.Replaced.IsZero() {
+				t.Errorf("recorded is %+v", st)
 			}
 		})
+	}
+	// A unit that is there again may have been started.
+	if err := errors.Join(os.Remove(p.path(unitsDir+"/cloud-password-server@.service")), os.WriteFile(p.path(unitsDir+"/cloud-password-server@.service"), []byte("[new]"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.enter(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if tree := p.tree(); tree[unitsDir+"/cloud-password-server@.service"] != "-> /dev/null" || tree[unitsDir+"/cloud-password-server@.service"+aside] != "[new]" ||
+		p.called("systemctl stop apache2.service cloud-password-server@*.service") != 1 {
+		t.Errorf("%v\n%q", tree, p.calls)
 	}
 	// What another release of ours has put there is nobody's original.
 	p.write(binDir+"/update_config.py", standMark+" something older\n")
@@ -517,20 +604,26 @@ func TestFilesThatSayTheSameStayUntouched(t *testing.T) {
 	p := newPlace(t, nil)
 	g := guestsOf(t, "/drop")
 	for _, want := range []bool{true, false} {
-		if hosts, err := p.keepFiles(g); err != nil || hosts != want {
+		if _, hosts, err := p.keepFiles(g); err != nil || hosts != want {
 			t.Errorf("keepFiles() = %v, %v; want %v", hosts, err, want)
 		}
 	}
-	before := p.identify()
-	if _, err := p.keepFiles(g); err != nil || p.foreign(before) {
+	before, _, err := p.keepFiles(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := p.keepFiles(g); err != nil || p.foreign(before) {
 		t.Errorf("the files were written again, %v", err)
 	}
 	p.write(hostsFile, p.read(hostsFile)+"more\n")
-	if hosts, err := p.keepFiles(g); err != nil || !hosts || strings.Contains(p.read(hostsFile), "more") {
+	if !p.foreign(before) {
+		t.Error("what somebody else wrote is not noticed")
+	}
+	if _, hosts, err := p.keepFiles(g); err != nil || !hosts || strings.Contains(p.read(hostsFile), "more") {
 		t.Errorf("a longer file stays: %v, %v", hosts, err)
 	}
 	// Nothing known is no reason to write that there is nothing.
-	if hosts, err := p.keepFiles(cloudstack.Guests{}); err != nil || hosts {
+	if _, hosts, err := p.keepFiles(cloudstack.Guests{}); err != nil || hosts {
 		t.Errorf("keepFiles() of nothing = %v, %v", hosts, err)
 	}
 }

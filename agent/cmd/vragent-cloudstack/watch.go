@@ -59,9 +59,10 @@ type fileID struct {
 	change unix.Timespec
 }
 
-func identify(path string) fileID {
+// identify tells what an open file is; the zero value where that cannot be told.
+func identify(f *os.File) fileID {
 	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
+	if unix.Fstat(int(f.Fd()), &st) != nil {
 		return fileID{}
 	}
 	return fileID{st.Ino, st.Size, st.Mtim}
