@@ -129,11 +129,15 @@ var bans = []struct {
 		"it is made for tests",
 	},
 	{
-		"google.golang.org/protobuf/...", "all", []string{"vragent/agent/internal/etcd"},
-		"the messages of etcd are known in one place",
+		"go.etcd.io/etcd/...", "all", []string{"vragent/agent/internal/etcd"},
+		"the library's ways of waiting and of saying what failed are known in one place",
 	},
 	{
-		"os/exec", "all", []string{"vragent/netcfg/nstest", "vragent/agent/cmd/vragent-cloudstack"},
+		"google.golang.org/grpc/...", "all", []string{"vragent/agent/internal/etcd"},
+		"it is the wire of etcd's library and of nothing else",
+	},
+	{
+		"os/exec", "all", []string{"vragent/netcfg/nstest", "vragent/agent/internal/handover/handovertest", "vragent/agent/cmd/vragent-cloudstack"},
 		"the agent starts no programs: the kernel and the file system are spoken to directly, and the unit's filter may stay tight; " +
 			"vragent-cloudstack hands files of others to the scripts that it stands in for",
 	},

@@ -30,7 +30,11 @@ func (a *Agent) newPair(cfg *Config) (*pair, error) {
 	if err := own.Load(func(l dhcp.Lease) error { before = append(before, l); return nil }); err != nil {
 		return nil, fmt.Errorf("pool leases from before they were shared: %w", err)
 	}
-	p := &pair{client: etcd.NewClient(cfg.Shared.etcd()), endpoints: cfg.Shared.Endpoints}
+	client, err := etcd.NewClient(cfg.Shared.etcd())
+	if err != nil {
+		return nil, fmt.Errorf("shared_state.etcd: %w", err)
+	}
+	p := &pair{client: client, endpoints: cfg.Shared.Endpoints}
 	p.store = shared.NewStore(shared.Options{KV: p.client, Prefix: cfg.Shared.Prefix, Log: a.log})
 	p.passwords = p.store.Passwords()
 	p.leases = p.store.Leases(before, func() {

@@ -41,7 +41,10 @@ type side struct {
 
 func newSide(t *testing.T, orphans []dhcp.Lease, adopted func()) *side {
 	t.Helper()
-	client := etcd.NewClient(etcd.Options{Endpoints: []string{"http://" + address}})
+	client, err := etcd.NewClient(etcd.Options{Endpoints: []string{"http://" + address}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(client.Close)
 	s := &side{store: shared.NewStore(shared.Options{KV: client, Prefix: "/pair-7"}), etcd: client, told: make(map[string]string)}
 	s.leases = s.store.Leases(orphans, adopted)
