@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +29,7 @@ type twins struct {
 	a, b  *router
 	store *etcdtest.Server
 	certs *etcdtest.Certs
+	way   string // to the store, address and port
 }
 
 const storeAddress = "192.0.2.9:2379"
@@ -34,7 +38,7 @@ const storeAddress = "192.0.2.9:2379"
 // address is nowhere.
 func newTwins(t *testing.T, secure bool, macs ...string) (w *twins, guests []*nstest.Host) {
 	t.Helper()
-	w = &twins{Host: nstest.Here(t)}
+	w = &twins{Host: nstest.Here(t), way: storeAddress}
 	segment, management := []string{}, []string{}
 	for i, r := range []**router{&w.a, &w.b} {
 		name := string(rune('a' + i))
@@ -74,11 +78,11 @@ func newTwins(t *testing.T, secure bool, macs ...string) (w *twins, guests []*ns
 func (w *twins) share(t *testing.T, r *router, certs *etcdtest.Certs) {
 	t.Helper()
 	if certs == nil {
-		r.configure(t, fmt.Sprintf("shared_state: {etcd: {endpoints: [\"http://%s\"]}}\n", storeAddress))
+		r.configure(t, fmt.Sprintf("shared_state: {etcd: {endpoints: [\"http://%s\"]}}\n", w.way))
 		return
 	}
 	pair := certs.Make(t, r.Name(), "")
-	r.configure(t, fmt.Sprintf("shared_state:\n  etcd:\n    endpoints: [\"https://%s\"]\n    tls: {ca: %s, cert: %s, key: %s}\n", storeAddress, w.certs.CA, pair.Cert, pair.Key))
+	r.configure(t, fmt.Sprintf("shared_state:\n  etcd:\n    endpoints: [\"https://%s\"]\n    tls: {ca: %s, cert: %s, key: %s}\n", w.way, w.certs.CA, pair.Cert, pair.Key))
 }
 
 // put drops a file on both routers.
@@ -404,6 +408,115 @@ func TestPairWithoutItsStoreServesWhatItKnows(t *testing.T) {
 	if got := password(t, known, "send_my_password"); got != "saved_password" {
 		t.Errorf("the taken password comes back: %q", got)
 	}
+}
+
+// slowWay is a way to the store that takes its time, in each direction.
+type slowWay struct {
+	delay atomic.Int64 // nanoseconds
+}
+
+// newSlowWay opens a way at address, which leads to the store.
+func newSlowWay(t *testing.T, address string) *slowWay {
+	t.Helper()
+	s := &slowWay{}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() { cancel(); l.Close(); open.Wait() })
+	open.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", storeAddress)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			stop := context.AfterFunc(ctx, func() { near.Close(); far.Close() })
+			var both sync.WaitGroup
+			both.Go(func() { s.carry(ctx, far, near) })
+			both.Go(func() { s.carry(ctx, near, far) })
+			open.Go(func() { both.Wait(); stop() })
+		}
+	})
+	return s
+}
+
+// carry brings what comes from one end to the other, each piece after the delay, until either ends.
+func (s *slowWay) carry(ctx context.Context, to, from net.Conn) {
+	defer to.Close()
+	defer from.Close()
+	for buf := make([]byte, 64<<10); ; {
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(time.Duration(s.delay.Load())):
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func TestPairWithASlowStoreTakesItsTime(t *testing.T) {
+	t.Parallel()
+	binary := buildDaemon(t)
+	if !nstest.Enter(t) {
+		return
+	}
+	need(t, "setpriv", "udhcpc", "busybox", "curl")
+	const strangerMAC, lateMAC = "02:00:4c:5f:00:0c", "02:00:4c:5f:00:0d"
+	w, guests := newTwins(t, false, macA, strangerMAC, lateMAC)
+	known, stranger, late := guests[0], guests[1], guests[2]
+	passing := listen(t, "port-g1")
+	w.way = "192.0.2.9:2378"
+	way := newSlowWay(t, w.way)
+	for _, r := range []*router{w.a, w.b} {
+		w.share(t, r, nil)
+		r.startAs(t, binary)
+	}
+	w.put(t, "networks/guest-1.yaml", network+pooled)
+	w.put(t, "vms/a/password", "s3cret\n")
+	w.put(t, "vms/a/vm.yaml", vm("a", "guest-1", macA, "10.1.1.34"))
+	w.applied(t)
+	w.serve(t, w.a)
+	lease(t, known, "10.1.1.34")
+
+	way.delay.Store(int64(200 * time.Millisecond))
+	strange := udhcpc(t, stranger, "eth0", "-f")
+	has(t, stranger, "eth0", "10.1.1.200")
+	if got := password(t, known, "send_my_password"); got != "s3cret" {
+		t.Errorf("password through a slow way: %q", got)
+	}
+	poolLeaseBecomes(t, w.b, "10.1.1.200", strangerMAC+" bound")
+
+	// So slow that it is none.
+	way.delay.Store(int64(time.Minute))
+	n := passing.len()
+	if err := strange.Signal(syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	if ack := passing.await(t, n, "ACK", strangerMAC); ack.IPAddressLeaseTime(0) <= 0 || ack.YourIPAddr.String() != "10.1.1.200" {
+		t.Errorf("renewal: %s", ack)
+	}
+	sharedBecomes(t, w.a, false)
+	if out, err := late.Output(t, "timeout", "5", "udhcpc", "-n", "-q", "-t", "2", "-T", "1", "-i", "eth0", "-s", "/bin/true"); err == nil {
+		t.Errorf("a new client is bound:\n%s", out)
+	}
+	serves(t, known, "http://10.1.1.1/latest/local-hostname", "a")
+	way.delay.Store(0)
+	sharedBecomes(t, w.a, true)
+	lease(t, late, "10.1.1.201")
+	poolLeaseBecomes(t, w.b, "10.1.1.201", lateMAC+" bound")
 }
 
 func TestPairProvesWhoItIsToItsStore(t *testing.T) {

@@ -28,6 +28,7 @@ type message struct {
 	*dhcpv4.DHCPv4
 	link net.HardwareAddr // that the frame went to
 	from net.HardwareAddr // that it came from
+	at   time.Time        // when it was seen
 	to   netip.Addr
 }
 
@@ -92,7 +93,7 @@ func parseFrame(b []byte) (message, bool) {
 		return message{}, false
 	}
 	link, from := append(net.HardwareAddr(nil), b[:6]...), append(net.HardwareAddr(nil), b[6:12]...)
-	return message{m, link, from, netip.AddrFrom4([4]byte(b[ether+16:]))}, true
+	return message{m, link, from, time.Now(), netip.AddrFrom4([4]byte(b[ether+16:]))}, true
 }
 
 // kind is the message's type, of a REQUEST its state as well: RFC 2131, section 4.3.2.
