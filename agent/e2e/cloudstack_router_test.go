@@ -126,6 +126,9 @@ func TestCloudStackRouter(t *testing.T) {
 	r.update(t, "vm_dhcp_entry.json.u3", sampleFile(t, "vm_dhcp_entry.json.1"))
 	r.update(t, "vm_password.json.u4", sampleFile(t, "vm_password.json.1"))
 	lease(t, web, "10.1.1.50")
+	if got := told(t, web); got != "10.1.1.50 router=10.1.1.1 dns=10.1.1.1 192.0.2.53 198.51.100.53 domain=cs7cloud.internal hostname=web-01 lease=4294967295" {
+		t.Errorf("the default NIC is told %s", got)
+	}
 	for name, want := range map[string]string{
 		"instance-id": "0b3b9a6e-3d3d-4c55-a4f6-1f6b1f0f9d77", "VM-ID": "0b3b9a6e-3d3d-4c55-a4f6-1f6b1f0f9d77", "tier": "frontend",
 		"public-ipv4": "203.0.113.24", "local-hostname": "web-01", "cloud-identifier": "CloudStack-{3f0f8d52-6f0f-4a5b-9a3d-2f7d1d0f6b10}",
@@ -148,6 +151,32 @@ func TestCloudStackRouter(t *testing.T) {
 	if got := password("send_my_password") + " " + password("saved_password") + " " + password("send_my_password"); got != "Xk7&=%+q$z saved_password saved_password" {
 		t.Errorf("passwords = %q", got)
 	}
+
+	// The second NIC in the network: no user data, an escaped name, keys that are null or empty. Every
+	// listed name answers.
+	r.update(t, "vm_dhcp_entry.json.u7", sampleFile(t, "vm_dhcp_entry.json.2"))
+	r.update(t, "vm_metadata.json.u8", sampleFile(t, "vm_metadata.json.2"))
+	web.SetMAC(t, "eth0", "02:01:00:cb:00:03")
+	lease(t, web, "10.1.1.51")
+	if got := told(t, web); got != "10.1.1.51 router= dns= domain= hostname=db-01 lease=4294967295" {
+		t.Errorf("a NIC that is not the default is told %s", got)
+	}
+	listed, err := curl(t, web, "http://10.1.1.1/latest/meta-data/")
+	if err != nil || !strings.Contains(listed, "cloud-domain-id") || strings.Contains(listed, "hypervisor-host-name") {
+		t.Errorf("names = %q, %v", listed, err)
+	}
+	for name := range strings.Lines(listed) {
+		if got, err := curl(t, web, "http://10.1.1.1/latest/meta-data/"+strings.TrimSpace(name)); err != nil {
+			t.Errorf("%s = %q, %v", name, got, err)
+		}
+	}
+	for path, want := range map[string]string{"meta-data/service-offering": `Small \u00e9dition`, "public-keys": "", "user-data": ""} {
+		if got, err := curl(t, web, "http://10.1.1.1/latest/"+path); err != nil || got != want {
+			t.Errorf("%s = %q, %v; want %q", path, got, err, want)
+		}
+	}
+	web.SetMAC(t, "eth0", "02:01:00:cb:00:02")
+	lease(t, web, "10.1.1.50")
 
 	// The files that others need as well went to the original, and no others.
 	if got, err := os.ReadFile(r.dir + "/originals"); err != nil || string(got) != "cmd_line.json\nip_associations.json.u1\n" {
@@ -212,6 +241,16 @@ func TestCloudStackRouter(t *testing.T) {
 	if log, err := os.ReadFile(r.log); err != nil || !strings.Contains(string(log), "vm_dhcp_entry.json.u5: applied") || strings.Contains(string(log), "Xk7") {
 		t.Errorf("log of the router: %v\n%s", err, log)
 	}
+}
+
+// told is what DHCP tells a guest.
+func told(t *testing.T, g *nstest.Host) string {
+	t.Helper()
+	const script = "/run/udhcpc.told"
+	g.WriteFile(t, script, "#!/bin/sh\n[ $1 != bound ] || echo \"$ip router=$router dns=$dns domain=$domain hostname=$hostname lease=$lease\" >/run/told\n")
+	g.Run(t, "chmod", "755", script)
+	g.Run(t, "timeout", "20", "udhcpc", "-q", "-n", "-i", "eth0", "-O", "hostname", "-s", script)
+	return strings.TrimSpace(g.ReadFile(t, "/run/told"))
 }
 
 func gunzip(t testing.TB, path string) string {

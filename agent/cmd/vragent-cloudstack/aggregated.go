@@ -46,8 +46,13 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 	env := append(os.Environ(), "DEFER_CONFIG=true")
 	inside := make(map[string][]byte) // files of ours, which nobody else reads
 	var batch []cloudstack.File
+	first := true
 	flush := func() {
 		if len(batch) > 0 {
+			if first {
+				r.ownFirst(ctx)
+				first = false
+			}
 			results, err := r.in.Taker.Apply(ctx, batch)
 			worst(r.report(results, err))
 			batch = nil
@@ -101,6 +106,17 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 	}
 	r.logf("%s: ends with exit status %d", name, status)
 	return status
+}
+
+// ownFirst takes in what the router is, where that still lies there. The original needs it as well.
+func (r *router) ownFirst(ctx context.Context) {
+	if _, err := os.Stat(r.in.Archive.Path(ownFile)); err != nil {
+		return
+	}
+	in := r.in
+	in.LeaveShared = r.original("update_config.py") != ""
+	results, err := in.Take(ctx, []string{ownFile}, true)
+	r.report(results, err)
 }
 
 // writeAnew writes a file of others in the place of one that may lie there, or that a link there

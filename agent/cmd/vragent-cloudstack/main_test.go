@@ -184,6 +184,18 @@ func TestAggregatedGoesOnAfterAFault(t *testing.T) {
 	}
 }
 
+func TestAggregatedFileAfterTheRoutersOwn(t *testing.T) {
+	r, taken, out := newRouter(t, false)
+	dir := r.in.Archive.Dir
+	write(t, dir+"/cmd_line.json", "torn")
+	cfg := "<file>\n/c/vm_password.json.1\n{}\n</file>\n<script>\nupdate_config.py vm_password.json.1\n</script>\n<script>\ntrue\n</script>\n"
+	write(t, dir+"/VR-u.cfg", cfg+strings.ReplaceAll(cfg, "json.1", "json.2"))
+	status := r.run(context.Background(), "vr_cfg.sh", []string{"-c", dir + "/VR-u.cfg"})
+	if got := strings.Join(taken.names, " "); status != 0 || got != "cmd_line.json vm_password.json.1 vm_password.json.2" || out.String() != "cmd_line.json: rejected: is torn\n" {
+		t.Errorf("status %d, taken %q, printed %q; want 0, the router's own file first and once, and what is wrong with it", status, got, out)
+	}
+}
+
 func TestAggregatedFileThatBreaksOff(t *testing.T) {
 	r, taken, out := newRouter(t, true)
 	path := r.in.Archive.Dir + "/VR-u.cfg"

@@ -20,6 +20,9 @@ type way struct {
 	replace bool      // whether it may take the place of this program when nothing is left to do
 }
 
+// ownFile says what the router is. It makes it itself when it boots.
+const ownFile = "cmd_line.json"
+
 // updateConfig takes one file in. Ours alone never starts the original; shared files are taken in
 // and then handed to it; all others are its own.
 func (r *router) updateConfig(ctx context.Context, by way, args []string) int {
@@ -39,8 +42,8 @@ func (r *router) updateConfig(ctx context.Context, by way, args []string) int {
 	}
 	// What the router is comes first, if it still lies there: the original holds to that order too.
 	names := []string{args[0]}
-	if _, err := os.Stat(r.in.Archive.Path("cmd_line.json")); err == nil && args[0] != "cmd_line.json" {
-		names = []string{"cmd_line.json", args[0]}
+	if _, err := os.Stat(r.in.Archive.Path(ownFile)); err == nil && args[0] != ownFile {
+		names = []string{ownFile, args[0]}
 	}
 	in := r.in
 	in.LeaveShared = original != ""

@@ -279,6 +279,55 @@ func TestMetadataValues(t *testing.T) {
 	if diff := cmp.Diff(want, view.Have.VM.Meta); diff != "" {
 		t.Errorf("metadata (-want +got):\n%s", diff)
 	}
+	// What the router's own scripts would be told of.
+	for _, row := range b.Guests().Guests[0].Rows {
+		if *row[0] != "metadata" || strings.Contains(*row[1], "/") {
+			t.Errorf("row %q of folder %q is passed on", *row[1], *row[0])
+		}
+	}
+}
+
+// TestEveryKindOfFile has each of them alone and in an aggregated file, with a suffix and without, with
+// fields that nobody knows and with nulls in the place of what may be missing.
+func TestEveryKindOfFile(t *testing.T) {
+	files := map[string]string{
+		"cmd_line":        sample(t, "cmd_line.json"),
+		"guest_network":   sample(t, "guest_network.json.1"),
+		"ip_associations": sample(t, "ip_associations.json.1"),
+		"ip_aliases":      `{"aliases":[{"revoke":false,"ip_address":"172.20.8.9","netmask":"255.255.255.0","count":1}],"type":"ipaliases"}`,
+		"vm_dhcp_entry":   sample(t, "vm_dhcp_entry.json.1"),
+		"vm_metadata":     sample(t, "vm_metadata.json.1"),
+		"vm_password":     sample(t, "vm_password.json.1"),
+		"dhcp":            `{"entries":[{"router_ip_address":"172.20.8.9","gateway":"172.20.8.1","netmask":"255.255.255.0","first_ip_of_subnet":"172.20.8.2"}],"type":"dhcpconfig"}`,
+	}
+	const uuid = ".0d5b1c1e-52c4-4b6d-9a40-0f7f3d6a1b11"
+	for kind, content := range files {
+		if k := Kind(kind); k.Ours() == k.Shared() {
+			t.Errorf("%s is ours %v and shared %v", kind, k.Ours(), k.Shared())
+		}
+		content = strings.TrimSpace(strings.Join(strings.Fields(content), " "))
+		odd := strings.Replace(content, "{", `{"unknown":{"a":[null,1]},"mtu":null,"dns":null,"domain_name":null,"lease_time":null,"delete_from_processed_cache":null,`, 1)
+		odd = strings.NewReplacer(`[{`, `[null,{"unknown":[],`, `,"type"`, `,"kind"`).Replace(odd)
+		for _, name := range []string{kind + ".json", kind + ".json" + uuid} {
+			for what, text := range map[string]string{"as the server sends it": content, "with odd fields": odd} {
+				b := newBench(t)
+				if r := b.one(name + " " + text); r.State == Rejected {
+					t.Errorf("%s %s: %+v", name, what, r)
+				}
+				alone := b.door.files
+				b = newBench(t)
+				dir := t.TempDir()
+				drops(t, dir, "VR-1.cfg #\n<version>\n1.0\n</version>\n<file>\n/var/cache/cloud/"+name+"\n"+text+"\n</file>\n<script>\n/opt/cloud/bin/update_config.py "+name+"\n</script>\n")
+				results, err := Intake{Taker: b.Dialect, Archive: Archive{Dir: dir}}.Take(context.Background(), []string{"VR-1.cfg"}, true)
+				if err != nil || len(results) != 1 || results[0].State == Rejected {
+					t.Errorf("%s %s, aggregated: %+v, %v", name, what, results, err)
+				}
+				if diff := cmp.Diff(alone, b.door.files); diff != "" {
+					t.Errorf("%s %s: an aggregated file makes something else of it (-alone +aggregated):\n%s", name, what, diff)
+				}
+			}
+		}
+	}
 }
 
 func TestUserData(t *testing.T) {

@@ -474,7 +474,7 @@ func (e *Event) sortRows(rows [][]*text) (v vmData, err error) {
 		switch dir {
 		case "userdata":
 			if name != "user-data" && name != "user_data" {
-				break
+				continue
 			}
 			row[2] = nil
 			if v.User, err = userData(content); err != nil {
@@ -485,6 +485,9 @@ func (e *Event) sortRows(rows [][]*text) (v vmData, err error) {
 			folded := strings.ToLower(served)
 			if why := unservable(served); why != "" {
 				e.note("metadata name %q %s and is left out", name, why)
+				if strings.ContainsAny(served, "/\x00") || strings.Trim(served, ".") == "" {
+					continue // nor is the router's own script to make a path of it
+				}
 				break
 			}
 			// Of two rows with one name the later one counts; they were files once, one over the other.
@@ -503,6 +506,8 @@ func (e *Event) sortRows(rows [][]*text) (v vmData, err error) {
 			case "instance-id":
 				instance = v.Meta[served]
 			}
+		default:
+			continue // a password for a configuration drive, for one
 		}
 		v.Rows = append(v.Rows, row)
 	}
