@@ -20,6 +20,7 @@ import (
 	"vragent/agent/internal/cloudstack"
 	"vragent/agent/internal/drop"
 	"vragent/agent/internal/engine"
+	"vragent/agent/internal/handover"
 	"vragent/agent/internal/metrics"
 	"vragent/agent/internal/state"
 	"vragent/dhcp"
@@ -35,6 +36,12 @@ type Options struct {
 	Ready   func()    // called once, when guests are served
 	// Now is the clock of leases, sessions, jobs and reports; nil is time.Now. A test may set it.
 	Now func() time.Time
+
+	// Notify is the address of systemd's notification socket. With it sockets outlive the agent, for
+	// the next one.
+	Notify string
+	// Inherited are the sockets of the agent before this one, which New takes.
+	Inherited []handover.Socket
 }
 
 // Agent is a daemon that has been built and not yet run, or that runs.
@@ -43,6 +50,7 @@ type Agent struct {
 	log     *slog.Logger
 	logs    *logSwitch
 	started time.Time
+	sockets *handover.Store
 
 	kernel   *netcfg.Kernel
 	units    *state.Store // what is in force
@@ -64,12 +72,13 @@ type Agent struct {
 	socket     *api.UnixListener
 	tcp        net.Listener // nil without api.listen
 
+	ready chan struct{} // closes when guests are served
+
 	mu     sync.Mutex // guards what follows
 	cfg    *Config
 	loaded time.Time
 	faults []error  // of the newest configuration on disk, if it could not be put in force
 	later  []string // changed keys that wait for a restart
-	ready  bool
 	notes  []string // what went wrong at the start without keeping the agent from it
 }
 
@@ -93,9 +102,10 @@ func New(opts Options) (a *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a = &Agent{opts: opts, cfg: cfg, started: time.Now(), loaded: time.Now(), logs: newLogSwitch(opts.Log)}
+	a = &Agent{opts: opts, cfg: cfg, started: time.Now(), loaded: time.Now(), logs: newLogSwitch(opts.Log), ready: make(chan struct{})}
 	a.logs.set(cfg.Log)
 	a.log = slog.New(a.logs)
+	a.sockets = handover.New(handover.Options{Notify: opts.Notify, Inherited: opts.Inherited, Log: a.log})
 	defer func() {
 		if err != nil {
 			a.close()
@@ -132,14 +142,14 @@ func New(opts Options) (a *Agent, err error) {
 	if a.pair, err = a.newPair(cfg); err != nil {
 		return a, err
 	}
-	storage := dhcp.ServerOptions{Logger: a.log, Now: opts.Now, Leases: leases{a.leases, a.lost("leases")}}
+	storage := dhcp.ServerOptions{Logger: a.log, Now: opts.Now, Leases: leases{a.leases, a.lost("leases")}, Sockets: a.sockets}
 	if a.pair != nil {
 		storage.Leases, storage.Shared = nil, a.pair.leases
 	}
 	a.dhcp = dhcp.NewServer(hosts, storage)
 	a.metadata = metadata.NewServer(data, metadata.Options{
 		Logger: a.log, TokenKey: key, Hosts: cfg.Metadata.Hosts, Limits: limits(cfg),
-		Passwords: passwords{a},
+		Passwords: passwords{a}, Sockets: a.sockets,
 	})
 	parts := engine.Parts{
 		Dir: a.dir, Store: a.units, Kernel: a.kernel, Powers: powers,
@@ -161,12 +171,12 @@ func New(opts Options) (a *Agent, err error) {
 	}
 	a.metrics = a.newMetrics()
 	a.token = metrics.NewToken(cfg.API.MetricsToken, a.log)
-	if a.socket, err = api.ListenUnix(cfg.API.Socket, group); err != nil {
+	if a.socket, err = api.ListenUnix(cfg.API.Socket, group, a.sockets); err != nil {
 		return a, fmt.Errorf("socket: %w", err)
 	}
 	if cfg.API.Listen != "" {
 		if a.tcp, err = api.Listen(context.Background(), cfg.API.Listen, api.ListenOptions{
-			Cert: cfg.API.Cert, Key: cfg.API.Key, Refuse: a.engine.GuestSide, Log: a.log,
+			Cert: cfg.API.Cert, Key: cfg.API.Key, Refuse: a.engine.GuestSide, Sockets: a.sockets, Log: a.log,
 		}); err != nil {
 			return a, fmt.Errorf("api.listen: %w", err)
 		}
@@ -228,45 +238,129 @@ func (a *Agent) lost(name string) func(error) {
 	}
 }
 
-// Run serves until ctx ends, then stops in order and returns nil; an error is what ended it before.
-// It is called once.
+// Run serves until ctx ends, then stops and returns nil; an error is what ended it before. It is called
+// once.
+//
+// What guests and programs see of a stop is short, and they are served to the end of what they began:
+// the API takes no more requests first, then changes stop, then HTTP for guests, and DHCP last.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.close()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.kernel.Run(ctx) })
-	g.Go(func() error { return a.dhcp.Run(ctx) })
-	g.Go(func() error { return a.metadata.Run(ctx) })
-	g.Go(func() error {
+	if err := a.engine.Restore(); err != nil {
+		return err
+	}
+	g, broken := errgroup.WithContext(context.WithoutCancel(ctx))
+	programs, changes, guests, network := newStage(g), newStage(g), newStage(g), newStage(g)
+	network.start(a.kernel.Run)
+	network.start(a.dhcp.Run)
+	guests.start(a.metadata.Run)
+	programs.start(func(ctx context.Context) error {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", a.metrics.Handler(nil))
-		mux.Handle("/", a.metrics.Count("socket", api.Local(a, api.LocalOptions{
+		mux.Handle("/", a.metrics.Count("socket", a.onceReady(ctx, api.Local(a, api.LocalOptions{
 			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Leases: a.engine, Backup: a.Backup, More: a.dialectHandlers(), Log: a.log,
-		})))
+		}))))
 		return api.Serve(ctx, a.socket, mux, a.log)
 	})
 	if a.tcp != nil {
-		g.Go(func() error { return api.Serve(ctx, a.tcp, a.companion.remote(a), a.log) })
+		programs.start(func(ctx context.Context) error {
+			return api.Serve(ctx, a.tcp, a.onceReady(ctx, a.companion.remote(a)), a.log)
+		})
 	}
+	changes.start(func(ctx context.Context) error { return a.change(ctx, changes) })
 	g.Go(func() error {
-		if err := a.engine.Load(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+		select {
+		case <-ctx.Done():
+		case <-broken.Done():
 		}
-		g.Go(func() error { return a.dir.Run(ctx) })
-		g.Go(func() error { return a.engine.Run(ctx) })
-		g.Go(func() error { return a.companion.run(ctx) })
-		a.mu.Lock()
-		a.ready = true
-		a.mu.Unlock()
-		a.log.Info("serving", "drop_dir", a.dir.Path(), "after", time.Since(a.started).Round(time.Millisecond))
-		if a.opts.Ready != nil {
-			a.opts.Ready()
+		for _, s := range []*stage{programs, changes, guests, network} {
+			s.stop()
 		}
 		return nil
 	})
 	return g.Wait()
+}
+
+// change brings the drop directory into force and what follows it, in the stage that it runs in.
+func (a *Agent) change(ctx context.Context, changes *stage) error {
+	err := a.engine.Load(ctx)
+	if err == nil {
+		select {
+		case <-a.dhcp.Started():
+		case <-ctx.Done():
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil:
+		return err
+	}
+	a.sockets.Prune()
+	changes.start(a.dir.Run)
+	changes.start(a.engine.Run)
+	changes.start(a.companion.run)
+	close(a.ready)
+	a.log.Info("serving", "drop_dir", a.dir.Path(), "after", time.Since(a.started).Round(time.Millisecond))
+	if a.opts.Ready != nil {
+		a.opts.Ready()
+	}
+	return nil
+}
+
+// stage is what starts and stops together.
+type stage struct {
+	group *errgroup.Group
+	ctx   context.Context
+	end   context.CancelFunc
+	parts sync.WaitGroup
+}
+
+func newStage(g *errgroup.Group) *stage {
+	s := &stage{group: g}
+	s.ctx, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// start runs a part until stop. It is called before stop, or by a part of the stage.
+func (s *stage) start(run func(context.Context) error) {
+	s.parts.Add(1)
+	s.group.Go(func() error {
+		defer s.parts.Done()
+		return run(s.ctx)
+	})
+}
+
+// stop ends all parts and waits until they have.
+func (s *stage) stop() {
+	s.end()
+	s.parts.Wait()
+}
+
+// onceReady has requests wait until the agent is ready: before, it does not know all that is in force,
+// and whoever asks has no need to notice that it was restarted. Those for its health and status do not
+// wait. Where ctx ends first, they are refused.
+func (a *Agent) onceReady(ctx context.Context, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/healthz", "/readyz", "/metrics", "/v1/status":
+			next.ServeHTTP(w, r)
+			return
+		}
+		select {
+		case <-a.ready:
+		case <-r.Context().Done():
+			return
+		case <-ctx.Done():
+			if a.isReady() == nil {
+				break // it ends, but knows
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"error":"the daemon is stopping"}`+"\n")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Reload reads the configuration again and the whole drop directory. What can change does; a fault
@@ -325,12 +419,12 @@ const healthTime = 5 * time.Second
 func (a *Agent) Healthy() error { return a.isHealthy() }
 
 func (a *Agent) isReady() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.ready {
+	select {
+	case <-a.ready:
+		return nil
+	default:
 		return errors.New("starting: the drop directory is being read")
 	}
-	return nil
 }
 
 func settings(cfg *Config) engine.Settings {

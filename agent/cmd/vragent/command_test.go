@@ -56,7 +56,7 @@ func start(t *testing.T, r *router) (config string) {
 	t.Helper()
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "api.sock")
-	ln, err := api.ListenUnix(socket, "no such group")
+	ln, err := api.ListenUnix(socket, "no such group", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

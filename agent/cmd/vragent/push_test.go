@@ -24,7 +24,7 @@ import (
 func pushed(t *testing.T, states ...api.Job) (config string) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "api.sock")
-	ln, err := api.ListenUnix(socket, "no such group")
+	ln, err := api.ListenUnix(socket, "no such group", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vragent/agent"
+	"vragent/agent/internal/handover"
 )
 
 func runCommand(opts *options, std stdio) *cobra.Command {
@@ -45,6 +46,9 @@ func serve(ctx context.Context, config string, std stdio) error {
 		Version: version,
 		Log:     std.err,
 		Ready:   func() { tell(std, daemon.SdNotifyReady) },
+
+		Notify:    os.Getenv("NOTIFY_SOCKET"),
+		Inherited: handover.Inherited(),
 	})
 	if err != nil {
 		return err

@@ -58,6 +58,7 @@ func TestRunTellsSystemd(t *testing.T) {
 		}
 	}
 
+	want("FDSTORE=1\nFDPOLL=0\nFDNAME=api.socket")
 	want("READY=1")
 	want("WATCHDOG=1")
 	if got := runCLI(t, false, "status", "--config", config); got.status != exitOK {

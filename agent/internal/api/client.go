@@ -20,6 +20,10 @@ var (
 	ErrNoDaemon = errors.New("no daemon is listening")
 	// ErrDenied is returned where the caller may not use the socket.
 	ErrDenied = errors.New("permission denied")
+
+	// errStopping and errWentAway are those of a daemon that ends, after which there may be another.
+	errStopping = errors.New("the daemon is stopping")
+	errWentAway = fmt.Errorf("it went away: %w", ErrNoDaemon)
 )
 
 // Client talks to the daemon over its unix socket. It is safe for concurrent use.
@@ -63,8 +67,40 @@ func (c *Client) Explain(ctx context.Context, subject string) (Explanation, erro
 
 // Wait returns what became of all that is in the drop directory now, or of paths, once it is
 // judged. After timeout (0: never) the result lists what is still open and the error is
-// context.DeadlineExceeded. A path that nothing is known of is ErrUnknown.
+// context.DeadlineExceeded. A path that nothing is known of is ErrUnknown. Where the daemon is restarted
+// meanwhile, the next one is asked.
 func (c *Client) Wait(ctx context.Context, paths []string, timeout time.Duration) (WaitResult, error) {
+	end := time.Now().Add(timeout)
+	var gone error
+	for {
+		res, err := c.wait(ctx, paths, timeout)
+		switch {
+		case errors.Is(err, errStopping), errors.Is(err, errWentAway):
+			if gone == nil {
+				gone = err
+			}
+		case errors.Is(err, ErrNoDaemon) && gone != nil: // there is no next one
+			return res, gone
+		default:
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return res, ctx.Err()
+		case <-time.After(askAgain):
+		}
+		if timeout > 0 {
+			if timeout = time.Until(end); timeout <= 0 {
+				return res, context.DeadlineExceeded
+			}
+		}
+	}
+}
+
+// askAgain is how long to wait before the next daemon is asked.
+const askAgain = 50 * time.Millisecond
+
+func (c *Client) wait(ctx context.Context, paths []string, timeout time.Duration) (WaitResult, error) {
 	body, err := json.Marshal(waitRequest{Paths: paths, TimeoutSeconds: timeout.Seconds()})
 	if err != nil {
 		return WaitResult{}, err
@@ -184,6 +220,8 @@ func (c *Client) refusal(res *http.Response) error {
 		return remote{p.Error, ErrUnknown}
 	case http.StatusForbidden:
 		return remote{p.Error, ErrDenied}
+	case http.StatusServiceUnavailable:
+		return remote{p.Error, errStopping}
 	}
 	return errors.New(p.Error)
 }
@@ -203,7 +241,7 @@ func (c *Client) dialError(err error) error {
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return remote{fmt.Sprintf("%s: permission denied: be root or a member of group vragent", c.path), ErrDenied}
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return remote{fmt.Sprintf("the daemon on %s went away before it answered", c.path), ErrNoDaemon}
+		return remote{fmt.Sprintf("the daemon on %s went away before it answered", c.path), errWentAway}
 	}
 	var sent *url.Error // names a URL that means nothing to a caller
 	if errors.As(err, &sent) {

@@ -25,8 +25,9 @@ type ListenOptions struct {
 	// Refuse tells whether a connection is not to be answered: one to a serving address of a guest
 	// network, or one that came in by a guest device. The device is empty where the kernel does not
 	// tell. Nil refuses none. It is called for each connection and may not block.
-	Refuse func(local netip.Addr, device string) bool
-	Log    *slog.Logger // nil discards
+	Refuse  func(local netip.Addr, device string) bool
+	Sockets Sockets      // opens the socket; nil: it ends with the process
+	Log     *slog.Logger // nil discards
 }
 
 const (
@@ -69,8 +70,17 @@ func Listen(ctx context.Context, address string, opts ListenOptions) (net.Listen
 	if ap.Addr().Unmap().Is4() {
 		network = "tcp4"
 	}
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return tellDevice(raw, network) }}
-	ln, err := config.Listen(ctx, network, address)
+	sockets := opts.Sockets
+	if sockets == nil {
+		sockets = ownSockets{}
+	}
+	fd, err := sockets.Open(tcpSocket,
+		func(fd int) error { return checkTCP(fd, ap, network) },
+		func() (int, error) { return openTCP(ctx, address, network) })
+	if err != nil {
+		return nil, err
+	}
+	ln, err := listener(fd)
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +94,42 @@ func Listen(ctx context.Context, address string, opts ListenOptions) (net.Listen
 		NextProtos:     []string{"http/1.1"},
 		GetCertificate: pair.get,
 	}), nil
+}
+
+func openTCP(ctx context.Context, address, network string) (int, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) { failed = tellDevice(int(fd), network) })
+		return errors.Join(err, failed)
+	}}
+	ln, err := config.Listen(ctx, network, address)
+	if err != nil {
+		return -1, err
+	}
+	return descriptor(ln.(*net.TCPListener))
+}
+
+// checkTCP tells what a socket of the process before this one lacks to be what openTCP returns.
+func checkTCP(fd int, want netip.AddrPort, network string) error {
+	domain := unix.AF_INET6
+	if network == "tcp4" {
+		domain = unix.AF_INET
+	}
+	bound, err := checkListening(fd, domain)
+	if err != nil {
+		return err
+	}
+	var got netip.AddrPort
+	switch at := bound.(type) {
+	case *unix.SockaddrInet4:
+		got = netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port))
+	case *unix.SockaddrInet6:
+		got = netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port))
+	}
+	if want = netip.AddrPortFrom(want.Addr().Unmap().WithZone(""), want.Port()); got != want {
+		return fmt.Errorf("bound to %s, want %s", got, want)
+	}
+	return tellDevice(fd, network)
 }
 
 // guard hands out the connections that may be answered.
@@ -164,16 +210,11 @@ func (c *guardedConn) Close() error {
 
 // tellDevice asks the kernel to keep the device of each connection's first packet, ip(7) IP_PKTINFO
 // and ipv6(7) IPV6_RECVPKTINFO; accepted sockets inherit that.
-func tellDevice(raw syscall.RawConn, network string) error {
-	var failed error
-	err := raw.Control(func(fd uintptr) {
-		if network == "tcp4" {
-			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		} else {
-			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		}
-	})
-	return errors.Join(err, failed)
+func tellDevice(fd int, network string) error {
+	if network == "tcp4" {
+		return os.NewSyscallError("IP_PKTINFO", unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1))
+	}
+	return os.NewSyscallError("IPV6_RECVPKTINFO", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1))
 }
 
 // deviceOf returns the device that the connection came in by, "" where the kernel does not tell.

@@ -156,7 +156,8 @@ func wait(b Backend) http.HandlerFunc {
 			writeJSON(w, http.StatusBadRequest, problem{fmt.Sprintf("body: want one object with paths and timeout_seconds: %v", err)})
 			return
 		}
-		ctx := r.Context()
+		ctx, cancel := waiting(r)
+		defer cancel()
 		switch s := req.TimeoutSeconds; {
 		case s < 0 || math.IsNaN(s):
 			writeJSON(w, http.StatusBadRequest, problem{fmt.Sprintf("timeout_seconds %v: want 0 or more", s)})
@@ -166,7 +167,11 @@ func wait(b Backend) http.HandlerFunc {
 			defer cancel()
 			ctx = limited
 		}
-		res, err := b.Wait(ctx, req.Paths)
+		var res WaitResult
+		err := ctx.Err()
+		if err == nil {
+			res, err = b.Wait(ctx, req.Paths)
+		}
 		switch {
 		case err == nil:
 			writeJSON(w, http.StatusOK, res)
@@ -175,7 +180,7 @@ func wait(b Backend) http.HandlerFunc {
 		case errors.Is(err, context.DeadlineExceeded):
 			writeJSON(w, http.StatusGatewayTimeout, res)
 		case errors.Is(err, context.Canceled):
-			// The client is gone, or else the daemon is about to be.
+			// The client is gone, or else the daemon is about to be. The client asks the next one.
 			writeJSON(w, http.StatusServiceUnavailable, problem{"the daemon is stopping"})
 		default:
 			writeJSON(w, http.StatusInternalServerError, problem{err.Error()})

@@ -46,7 +46,7 @@ func (b *fakeBackend) Wait(ctx context.Context, paths []string) (api.WaitResult,
 func serveLocal(t *testing.T, b api.Backend, opts api.LocalOptions) (*api.Client, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "api.sock")
-	ln, err := api.ListenUnix(path, "no such group")
+	ln, err := api.ListenUnix(path, "no such group", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestServeEndsWaitsWhenTheDaemonStops(t *testing.T) {
 		return api.WaitResult{}, ctx.Err()
 	}}
 	path := filepath.Join(t.TempDir(), "api.sock")
-	ln, err := api.ListenUnix(path, "")
+	ln, err := api.ListenUnix(path, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestListenUnix(t *testing.T) {
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ln, err := api.ListenUnix(path, "no such group")
+	ln, err := api.ListenUnix(path, "no such group", nil)
 	if err != nil {
 		t.Fatalf("a stale socket is in the way: %v", err)
 	}
@@ -247,7 +247,7 @@ func TestListenUnix(t *testing.T) {
 	}
 
 	// While it lives nobody takes it away.
-	if _, err := api.ListenUnix(path, ""); err == nil || !strings.Contains(err.Error(), "another daemon answers") {
+	if _, err := api.ListenUnix(path, "", nil); err == nil || !strings.Contains(err.Error(), "another daemon answers") {
 		t.Errorf("second ListenUnix() = %v, want that another daemon answers", err)
 	}
 	if err := ln.Close(); err != nil {
@@ -257,21 +257,21 @@ func TestListenUnix(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := api.ListenUnix(path, ""); err == nil {
+	if _, err := api.ListenUnix(path, "", nil); err == nil {
 		t.Error("ListenUnix() replaced a file that is no socket")
 	}
 }
 
 func TestListenUnixCloseLeavesASuccessorAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "api.sock")
-	first, err := api.ListenUnix(path, "")
+	first, err := api.ListenUnix(path, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	second, err := api.ListenUnix(path, "")
+	second, err := api.ListenUnix(path, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestLocalAdmitsRootAndGroupOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "api.sock")
-	ln, err := api.ListenUnix(path, "daemon")
+	ln, err := api.ListenUnix(path, "daemon", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

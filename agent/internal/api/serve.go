@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -17,41 +18,180 @@ const (
 	// maxHeader bounds the request line and headers. CloudMonkey sends everything in the URL, user
 	// data too, so it holds 1 MiB of user data in base64 that is percent-encoded.
 	maxHeader = 2 << 20
-	// stopTime is how long requests under way may take to end once the server is to stop.
+	// lingerTime is how long kept connections have time to end with their next answer once the
+	// server is to stop.
+	lingerTime = 100 * time.Millisecond
+	// lastRequestTime is how long a connection may then still take over its first request, and how
+	// long requests to read something may go on.
+	lastRequestTime = 500 * time.Millisecond
+	// stopTime is how long other requests may go on, and saveTime how long after that all may take to
+	// say so to their clients.
 	stopTime = 5 * time.Second
+	saveTime = time.Second
 )
 
-// Serve answers on ln with h until ctx ends or ln breaks, and closes ln. It returns nil when ctx
-// ended; requests under way then see their context end and have a few seconds to say so to their
-// clients. A nil log discards.
+// Serve answers on ln with h until ctx ends or ln breaks, and closes ln. It returns nil when ctx ended.
+// Then connections end with their next answer for a moment, before it stops listening and closes those
+// that are kept. Requests under way go on; after half a second those that only read, which can be made
+// again, and after five all see their context end. See waiting for those that wait for something to
+// happen. A nil log discards.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	base := context.WithValue(context.WithoutCancel(ctx), stoppingKey{}, ctx)
+	reads, endReads := context.WithCancel(base)
+	defer endReads()
+	writes, endWrites := context.WithCancel(base)
+	defer endWrites()
+	conns := connections{states: make(map[net.Conn]http.ConnState)}
 	srv := &http.Server{
-		Handler:           h,
+		Handler:           gentle(ctx, reads, h),
 		ReadHeaderTimeout: headerTime,
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		BaseContext:       func(net.Listener) context.Context { return writes },
 		ConnContext:       connContext,
+		ConnState:         conns.follow,
 	}
-	stopped := make(chan error, 1)
-	unhook := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
-		defer cancel()
-		err := srv.Shutdown(grace)
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = srv.Close()
-		}
-		stopped <- err
-	})
-	err := srv.Serve(ln)
-	if unhook() { // ctx has not ended: the listener broke
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(ln) }()
+	select {
+	case err := <-ended: // the listener broke
 		return errors.Join(err, srv.Close())
+	case <-ctx.Done():
 	}
-	return <-stopped
+	// Server.Shutdown would not answer a request that comes by a connection of just before.
+	conns.linger(lingerTime)
+	err := ln.Close()
+	<-ended // of that
+	defer time.AfterFunc(lastRequestTime, func() {
+		conns.close(http.StateNew)
+		endReads()
+	}).Stop()
+	defer time.AfterFunc(stopTime, endWrites).Stop()
+	conns.drain(stopTime + saveTime)
+	return errors.Join(err, srv.Close())
+}
+
+// gentle has answers end their connections once the server is stopping, and requests that only read end
+// with reads.
+func gentle(stopping, reads context.Context, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			defer context.AfterFunc(reads, cancel)()
+			r = r.WithContext(ctx)
+		}
+		last := &lastAnswer{ResponseWriter: w, stopping: stopping}
+		next.ServeHTTP(last, r)
+		last.begin() // of an answer without a body
+	})
+}
+
+// lastAnswer is an answer that ends its connection if the server is stopping when it begins.
+type lastAnswer struct {
+	http.ResponseWriter
+	stopping context.Context
+	begun    bool
+}
+
+func (w *lastAnswer) begin() {
+	if !w.begun && w.stopping.Err() != nil {
+		w.Header().Set("Connection", "close")
+	}
+	w.begun = true
+}
+
+func (w *lastAnswer) WriteHeader(status int) {
+	w.begin()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *lastAnswer) Write(b []byte) (int, error) {
+	w.begin()
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *lastAnswer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+type stoppingKey struct{}
+
+// waiting returns the context for a request that waits for something to happen: it ends when the server
+// is to stop, too.
+func waiting(r *http.Request) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(r.Context())
+	stopping, ok := ctx.Value(stoppingKey{}).(context.Context)
+	if !ok {
+		return ctx, cancel
+	}
+	unhook := context.AfterFunc(stopping, cancel)
+	return ctx, func() { unhook(); cancel() }
+}
+
+// connections are those that are open.
+type connections struct {
+	mu     sync.Mutex
+	states map[net.Conn]http.ConnState
+}
+
+// follow implements http.Server.ConnState.
+func (c *connections) follow(conn net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch state {
+	case http.StateClosed, http.StateHijacked:
+		delete(c.states, conn)
+	default:
+		c.states[conn] = state
+	}
+}
+
+// linger waits until all connections have ended, but not for long.
+func (c *connections) linger(limit time.Duration) { c.wait(limit, func() {}) }
+
+// drain closes the connections that are between two requests, or get there, until none is left.
+func (c *connections) drain(limit time.Duration) {
+	c.wait(limit, func() { c.close(http.StateIdle) })
+}
+
+// wait waits until all connections have ended, or for limit, and does something each time it looks.
+func (c *connections) wait(limit time.Duration, do func()) {
+	end := time.After(limit)
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for {
+		do()
+		c.mu.Lock()
+		open := len(c.states)
+		c.mu.Unlock()
+		if open == 0 {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-end:
+			return
+		}
+	}
+}
+
+// close closes the connections in a state in which nothing is owed to the client.
+func (c *connections) close(state http.ConnState) {
+	c.mu.Lock()
+	var conns []net.Conn
+	for conn, is := range c.states {
+		if is == state {
+			conns = append(conns, conn)
+		}
+	}
+	c.mu.Unlock()
+	for _, conn := range conns {
+		_ = conn.Close()
+	}
 }
 
 // connContext makes the peer of a local connection known to its requests.

@@ -36,11 +36,13 @@ func (p Peer) String() string {
 	return fmt.Sprintf("%s (pid %d)", name, p.PID)
 }
 
-// UnixListener hands out connections whose peers are known. Close removes the socket.
+// UnixListener hands out connections whose peers are known. Close removes the socket, unless it
+// outlives the process.
 type UnixListener struct {
 	*net.UnixListener
 	path string
 	gid  int // -1: no group
+	kept bool
 }
 
 // ListenUnix listens on a unix socket at path that root, the caller's own user and the members
@@ -49,27 +51,67 @@ type UnixListener struct {
 // that a socket whose mode was changed by hand admits nobody else.
 //
 // A socket left behind by a process that is gone is replaced; one that somebody answers on, or a
-// file that is no socket, is an error.
-func ListenUnix(path, group string) (*UnixListener, error) {
-	if err := removeStale(path); err != nil {
+// file that is no socket, is an error. Nil sockets end with the process.
+func ListenUnix(path, group string, sockets Sockets) (*UnixListener, error) {
+	if sockets == nil {
+		sockets = ownSockets{}
+	}
+	fd, err := sockets.Open(unixSocket,
+		func(fd int) error { return checkUnix(fd, path) },
+		func() (int, error) { return openUnix(path, group) })
+	if err != nil {
 		return nil, err
+	}
+	gid, err := giveAway(path, group) // once more: the group may be another one by now
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	ln, err := listener(fd)
+	if err != nil {
+		return nil, err
+	}
+	return &UnixListener{UnixListener: ln.(*net.UnixListener), path: path, gid: gid, kept: sockets.Keeps()}, nil
+}
+
+func openUnix(path, group string) (int, error) {
+	if err := removeStale(path); err != nil {
+		return -1, err
 	}
 	// Nobody may connect before owner and mode are right, so the socket is made where only we
 	// can see it and is renamed into its place.
 	hidden := path + "." + rand.Text()[:6]
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	ln.SetUnlinkOnClose(false)
-	gid, err := giveAway(hidden, group)
+	fd, err := descriptor(ln)
+	if err == nil {
+		_, err = giveAway(hidden, group)
+	}
 	if err == nil {
 		err = os.Rename(hidden, path)
 	}
 	if err != nil {
-		return nil, errors.Join(err, ln.Close(), os.Remove(hidden))
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return -1, errors.Join(err, os.Remove(hidden))
 	}
-	return &UnixListener{UnixListener: ln, path: path, gid: gid}, nil
+	return fd, nil
+}
+
+// checkUnix tells what a socket of the process before this one lacks to be the one at path.
+func checkUnix(fd int, path string) error {
+	bound, err := checkListening(fd, unix.AF_UNIX)
+	if err != nil {
+		return err
+	}
+	at, ok := bound.(*unix.SockaddrUnix)
+	if !ok || !leadsTo(path, at.Name) {
+		return fmt.Errorf("it is not the socket at %s", path)
+	}
+	return nil
 }
 
 // giveAway sets group and mode of the socket and returns the group's id, or -1.
@@ -140,9 +182,10 @@ func (l *UnixListener) Accept() (net.Conn, error) {
 	return &peerConn{UnixConn: conn, peer: peer}, nil
 }
 
-// Close stops listening and removes the socket, unless another one has taken its place.
+// Close stops listening and removes the socket, unless another one has taken its place or it outlives
+// the process.
 func (l *UnixListener) Close() error {
-	own := l.owns()
+	own := !l.kept && leadsTo(l.path, l.Addr().String())
 	err := l.UnixListener.Close()
 	if own {
 		err = errors.Join(err, os.Remove(l.path))
@@ -150,16 +193,16 @@ func (l *UnixListener) Close() error {
 	return err
 }
 
-// owns tells whether the file at the path is still our socket: the kernel knows it by no name
-// but the one it was bound to, so a connection decides.
-func (l *UnixListener) owns() bool {
-	conn, err := net.DialTimeout("unix", l.path, time.Second)
+// leadsTo tells whether the file at path is the socket that was bound to name: the kernel knows it by
+// no other name, so a connection decides.
+func leadsTo(path, name string) bool {
+	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err != nil {
 		return false
 	}
 	defer conn.Close()
 	bound, ok := conn.RemoteAddr().(*net.UnixAddr)
-	return ok && bound.Name == l.Addr().String()
+	return ok && bound.Name == name
 }
 
 // peerConn is a connection with the credentials of who opened it.

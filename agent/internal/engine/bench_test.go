@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func BenchmarkStart(b *testing.B) {
 				hosts, data := dhcp.NewTable(), metadata.NewTable()
 				e := New(Parts{Dir: dir, Store: store, Kernel: kernel, DHCPTable: hosts, GuestData: data,
 					DHCP: dhcp.NewServer(hosts, dhcp.ServerOptions{}), Metadata: metadata.NewServer(data, metadata.Options{})}, Settings{})
-				if err := e.Load(context.Background()); err != nil {
+				if err := errors.Join(e.Restore(), e.Load(context.Background())); err != nil {
 					b.Fatal(err)
 				}
 				if len(e.known) != n {

@@ -47,8 +47,8 @@ type Parts struct {
 	Now     func() time.Time
 }
 
-// Engine brings the drop directory into force. Its methods may be called from any goroutine, Load and
-// Run once each, in this order.
+// Engine brings the drop directory into force. Its methods may be called from any goroutine, Restore,
+// Load and Run once each, in this order.
 type Engine struct {
 	Parts
 
@@ -66,7 +66,7 @@ type Engine struct {
 	waiters  map[*waiter]struct{}
 	gone     map[string][]byte // records to be removed from Shared, by VM
 
-	// Of the goroutine of Load and Run alone.
+	// Of the goroutine of Restore, Load and Run alone.
 	garbage   map[string]bool // keys of bytes that no content in force refers to
 	unscanned bool            // the drop directory was missing at the start
 
@@ -111,13 +111,10 @@ func New(p Parts, s Settings) *Engine {
 
 func (e *Engine) powers() desired.Powers { return desired.Powers{NetAdmin: e.Powers.NetAdmin} }
 
-// Load puts in force what was so before the last stop, takes in what has changed in the drop
-// directory since, and begins to serve. Units whose files are as they were are not read.
+// Load takes in what has changed in the drop directory since the last stop, and begins to serve. Units
+// whose files are as they were are not read. Clients may have waited since that stop, some for what was
+// dropped then: a few changes come before the first answer, many after it.
 func (e *Engine) Load(ctx context.Context) error {
-	if err := e.restore(); err != nil {
-		return err
-	}
-	e.place() // serve what is known while the rest is read
 	defer e.Kernel.PruneNeighbors()
 	units, err := e.Dir.Scan(ctx)
 	missing := errors.Is(err, drop.ErrMissing)
@@ -127,6 +124,7 @@ func (e *Engine) Load(ctx context.Context) error {
 	if missing {
 		e.Log.Warn("the drop directory is missing; what was in force before stays so", "dir", e.Dir.Path())
 		e.unscanned = true
+		e.place()
 		return nil
 	}
 	there := make(map[drop.Unit]bool, len(units))
@@ -148,7 +146,11 @@ func (e *Engine) Load(ctx context.Context) error {
 		}
 	}
 	slices.SortFunc(changed, compareUnits)
+	if len(changed) > batchUnits {
+		e.place()
+	}
 	e.take(ctx, changed)
+	e.place()
 	return ctx.Err()
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -55,7 +56,7 @@ func newRigOf(t *testing.T, path string, shared SharedTaken) *rig {
 	hosts, data := dhcp.NewTable(), metadata.NewTable()
 	e := New(Parts{Dir: dir, Store: store, Kernel: kernel, DHCPTable: hosts, GuestData: data, Shared: shared,
 		DHCP: dhcp.NewServer(hosts, dhcp.ServerOptions{}), Metadata: metadata.NewServer(data, metadata.Options{})}, Settings{})
-	if err := e.Load(context.Background()); err != nil {
+	if err := errors.Join(e.Restore(), e.Load(context.Background())); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

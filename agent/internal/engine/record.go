@@ -191,9 +191,9 @@ func texts(c drop.Content) map[string]string {
 	return m
 }
 
-// restore puts in force what the state directory holds. A record that cannot be used is reported and
-// left out; the unit's files bring it back.
-func (e *Engine) restore() error {
+// Restore puts in force what was so before the last stop, as the state directory holds it. A record that
+// cannot be used is reported and left out; the unit's files bring it back.
+func (e *Engine) Restore() error {
 	type restored struct {
 		record
 		content *desired.Content
