@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -84,6 +85,9 @@ func findUnit(path string) (root string, unit drop.Unit, err error) {
 // concerns the units asked for.
 func checkTree(root string, asked map[drop.Unit]bool) (faults []error, notes []string) {
 	dir, units, err := drop.Peek(root)
+	if errors.Is(err, drop.ErrMissing) {
+		return nil, []string{root + ": is not there yet; the daemon makes it when it starts"}
+	}
 	if err != nil {
 		return []error{err}, nil
 	}

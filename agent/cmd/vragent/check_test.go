@@ -58,6 +58,9 @@ func TestCheckNamesFaultsByFileLineAndColumn(t *testing.T) {
 			"drop/vms/web-1/vm.yaml":     vm + "colour: red\n",
 			"drop/vms/web-2/vm.yaml":     strings.Replace(vm, "10.1.1.34", "10.1.2.34", 1),
 		}, 1, []string{"DIR/drop/vms/web-1/vm.yaml:5:1: ", "DIR/drop/vms/web-2/vm.yaml:4:11: "}},
+		{"before the first start", "", map[string]string{
+			"agent.yaml": "drop_dir: DIR/drop\n",
+		}, 0, []string{"note: DIR/drop: is not there yet"}},
 		{"no such path", "drop/vms/web-9", map[string]string{"agent.yaml": ""}, 1, []string{"DIR/drop/vms/web-9: "}},
 	}
 	for _, tt := range tests {

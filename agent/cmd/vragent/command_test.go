@@ -301,6 +301,24 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestGuessedSocketIsNamedAsOne: with a configuration that cannot be used there may be a daemon on another
+// socket.
+func TestGuessedSocketIsNamedAsOne(t *testing.T) {
+	if _, err := os.Stat(defaultSocket); err == nil {
+		t.Skip("a daemon runs here")
+	}
+	config := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(config, []byte("colour: red\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := runCLI(t, false, "status", "--config", config)
+	want := "vragent: no daemon is listening on " + defaultSocket + ": start it with systemctl start vragent" +
+		" (that is the default: " + config + " cannot be used, see vragent check, and may name another socket)\n"
+	if diff := cmp.Diff(result{69, "", want}, got, cmp.AllowUnexported(result{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestWaitTellsTheWorstState(t *testing.T) {
 	pending := api.Unit{Unit: "vms/db-1", State: api.Pending, Reasons: []api.Fault{{What: "network guest-9 is not there"}}}
 	rejected := api.Unit{Unit: "vms/web-1", State: api.Rejected, Reasons: []api.Fault{{File: "vms/web-1/vm.yaml", Line: 3, Column: 5, What: "no such key"}}}

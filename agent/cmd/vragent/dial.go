@@ -14,6 +14,7 @@ const defaultSocket = "/run/vragent/api.sock"
 func (o *options) dial() *api.Client {
 	cfg, err := agent.LoadConfig(o.config)
 	if err != nil {
+		o.guessed = true
 		return api.Dial(defaultSocket)
 	}
 	return api.Dial(cfg.API.Socket)

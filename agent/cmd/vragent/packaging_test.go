@@ -24,7 +24,7 @@ func TestManPageNamesEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := strings.ReplaceAll(string(raw), `\-`, "-")
-	root := newRoot(stdio{}, func() {})
+	root := newRoot(stdio{}, &options{}, func() {})
 	for _, cmd := range root.Commands() {
 		if heading := regexp.MustCompile(`(?m)^\.BR? ` + cmd.Name() + `\b`); !heading.MatchString(page) {
 			t.Errorf("packaging/vragent.8 has no entry for %s", cmd.CommandPath())

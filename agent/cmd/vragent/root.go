@@ -14,13 +14,17 @@ import (
 // options are the flags that every command takes.
 type options struct {
 	config string
+
+	// guessed: the configuration could not be used, so the socket is the default one.
+	guessed bool
 }
 
 // command runs one command line. What the command line itself gets wrong is exit status 64, and
 // a missing daemon 69.
 func command(ctx context.Context, std stdio, args []string) error {
 	started := false
-	root := newRoot(std, func() { started = true })
+	opts := &options{}
+	root := newRoot(std, opts, func() { started = true })
 	root.SetArgs(append([]string{}, args...)) // cobra takes nil for the arguments of the process
 	cmd, err := root.ExecuteContextC(ctx)
 	switch {
@@ -29,6 +33,9 @@ func command(ctx context.Context, std stdio, args []string) error {
 	case !started: // cobra refused the command line before any command ran
 		return &exitError{exitUsage, fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())}
 	case errors.Is(err, api.ErrNoDaemon):
+		if opts.guessed {
+			err = fmt.Errorf("%w (that is the default: %s cannot be used, see vragent check, and may name another socket)", err, opts.config)
+		}
 		return &exitError{exitNoDaemon, err}
 	}
 	return err
@@ -36,8 +43,7 @@ func command(ctx context.Context, std stdio, args []string) error {
 
 // newRoot builds the tree of commands. It calls started once the command line has been understood
 // and a command is about to run.
-func newRoot(std stdio, started func()) *cobra.Command {
-	opts := &options{}
+func newRoot(std stdio, opts *options, started func()) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vragent",
 		Short: "DHCP, metadata and user data for the guests of a virtual router",
