@@ -14,7 +14,7 @@ func (a *Agent) newMetrics() *metrics.Metrics {
 		Status: a.numbers,
 		DHCP:   func() metrics.DHCP { return metrics.DHCP(a.dhcp.Stats()) },
 		Guests: func() metrics.Guests { return metrics.Guests(a.metadata.Stats()) },
-		Leases: a.leaseNumbers,
+		Leases: a.hosts.Count,
 		Pools:  a.poolNumbers,
 		Jobs: func() metrics.Jobs {
 			open, done, failed := a.companion.jobs.Counts()
@@ -53,18 +53,6 @@ func (a *Agent) numbers() metrics.Status {
 		}
 	}
 	return n
-}
-
-func (a *Agent) leaseNumbers() (known, pool map[string]int) {
-	known, pool = make(map[string]int), make(map[string]int)
-	for _, b := range a.hosts.Bindings("") {
-		if b.Pool {
-			pool[b.State]++
-		} else {
-			known[b.State]++
-		}
-	}
-	return known, pool
 }
 
 func (a *Agent) poolNumbers() []metrics.Pool {

@@ -55,6 +55,20 @@ func (t *Table) Bindings(network string) []Binding {
 	return bindings
 }
 
+// Count tells how many bindings there are in each state, of hosts and of pools. It looks at each of them,
+// as what has no timer changes its state by the clock alone, but makes none.
+func (t *Table) Count() (hosts, pool map[string]int) {
+	now := t.now()
+	hosts, pool = make(map[string]int), make(map[string]int)
+	for _, s := range t.chosen("") {
+		for _, h := range s.hosts.Load().byMAC.all {
+			hosts[t.binding(s, h, now).State]++
+		}
+		s.pool.each(now, func(_ *slot, state string) { pool[state]++ })
+	}
+	return hosts, pool
+}
+
 // chosen returns the scope of a network, or all for "".
 func (t *Table) chosen(network string) []*scope {
 	if network != "" {
@@ -86,30 +100,34 @@ func (t *Table) binding(s *scope, h *host, now time.Time) Binding {
 }
 
 func (p *pool) bindings(now time.Time) []Binding {
+	var bindings []Binding
+	p.each(now, func(s *slot, state string) {
+		bindings = append(bindings, Binding{Network: p.name, IP: numberAddr(s.addr), MAC: s.mac, Hostname: s.hostname, Pool: true,
+			State: state, Start: s.start, Expiry: onClock(s.end, now), Seen: onClock(s.seen, now)})
+	})
+	return bindings
+}
+
+// each calls fn with every address that is or was in use, and its state. fn runs under the pool's lock.
+func (p *pool) each(now time.Time, fn func(s *slot, state string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.expire(now)
-	var bindings []Binding
 	for _, s := range p.byIP {
-		b := Binding{Network: p.name, IP: numberAddr(s.addr), MAC: s.mac, Hostname: s.hostname, Pool: true,
-			Start: s.start, Expiry: onClock(s.end, now), Seen: onClock(s.seen, now)}
 		switch {
 		case s.state == slotOffered:
-			b.State = "offered"
+			fn(s, "offered")
 		case s.state == slotBound:
-			b.State = "bound"
+			fn(s, "bound")
 		case s.state == slotDeclined:
-			b.State = "declined"
+			fn(s, "declined")
 		case s.mac == MAC{} || s.start.IsZero():
-			continue
 		case s.ended:
-			b.State = "expired"
+			fn(s, "expired")
 		default:
-			b.State = "released"
+			fn(s, "released")
 		}
-		bindings = append(bindings, b)
 	}
-	return bindings
 }
 
 // PoolUse returns how a network's pool is used, and false where it has none.
