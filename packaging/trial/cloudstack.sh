@@ -159,6 +159,23 @@ promise "which boots" "10.1.1.35 other-1 10.1.1.1 10.1.1.1" "$(boot other)"
 promise "with its own user data" "other boots" "$(get other user-data)"
 promise "and no password of the one before" saved_password "$(password other send_my_password)"
 
+say "An aggregated file"
+cfg=$cache/VR-$(cat /proc/sys/kernel/random/uuid).cfg
+{
+	echo '#Apache CloudStack Virtual Router Config File'
+	printf '<version>\n1.0\n</version>\n'
+	part() { printf '<file>\n%s\n%s\n</file>\n<script>\n/opt/cloud/bin/update_config.py %s\n</script>\n' "$cache/$1" "$2" "$1"; }
+	part vm_dhcp_entry.json.a1 '{"host_name":"agg-1","mac_address":"02:00:4c:5f:00:07","ipv4_address":"10.1.1.38","default_gateway":"10.1.1.1","default_entry":true,"remove":false,"type":"dhcpentry"}'
+	part firewall_rules.json.a2 '{"type":"firewallrules"}'
+	part vm_metadata.json.a3 '{"vm_ip_address":"10.1.1.38","vm_metadata":[["userdata","user-data","YWdncmVnYXRlZA=="]],"type":"vmdata"}'
+} >"$cfg"
+guest agg 02:00:4c:5f:00:07
+promise "is taken in" 0 "$(exit_status /opt/cloud/bin/vr_cfg.sh -c "$cfg")"
+promise "the guest in it boots" "10.1.1.38 agg-1 10.1.1.1 10.1.1.1" "$(boot agg)"
+promise "with its user data" aggregated "$(get agg user-data)"
+promise "what is theirs went to the original" 1 "$(grep -c 'standin.*update_config.py firewall_rules.json.a2' /var/log/cloud.log)"
+promise "and the file is archived" 0 "$(exit_status ls "$cache/processed/$(basename "$cfg").gz")"
+
 say "What the originals do beside it"
 ip address add 10.1.1.99/24 dev eth0
 promise "a file of theirs goes to them" "" "$(drop firewall_rules '{"type":"firewallrules"}')"

@@ -53,20 +53,31 @@ func (s *site) leave(ctx context.Context) error {
 		}
 		// Read from the units, which are there no longer afterwards.
 		try(s.keepPasswords(guests))
+	}
+	// The scripts write what their services need while the agent still serves, which for many guests
+	// takes them long.
+	try(s.stale(guests))
+	try(s.configure(ctx, "vm_metadata.json"))
+	try(s.configure(ctx, "vm_dhcp_entry.json"))
+	if asked {
 		try(s.daemon.Leave(ctx))
 	}
-	try(s.stale(guests))
 	try(s.disable(ctx))
 	try(s.release(ctx, &rec))
-	for _, file := range []string{"vm_dhcp_entry.json", "vm_metadata.json"} {
-		if _, err := os.Stat(s.path(binDir + "/configure.py")); err == nil {
-			_, err := s.start(ctx, s.path(binDir+"/configure.py"), file)
-			try(err)
-		}
-	}
-	// A reload is not enough for dnsmasq to answer DHCP again.
-	try(s.systemctl(ctx, "try-restart", dnsmasqUnit))
+	// With each run they start the services that belong to the addresses of today.
+	try(s.configure(ctx, "vm_dhcp_entry.json"))
 	return s.drop(s.path(recordFile))
+}
+
+// configure has the router's own scripts bring it into line with the databags, as far as a file of
+// that kind would change it. Where there are no scripts there is nothing to do.
+func (s *site) configure(ctx context.Context, file string) error {
+	script := s.path(binDir + "/configure.py")
+	if _, err := os.Stat(script); err != nil {
+		return nil
+	}
+	_, err := s.start(ctx, script, file)
+	return err
 }
 
 // disable turns the dialect off in the agent. A file that the administrator has changed stays, under

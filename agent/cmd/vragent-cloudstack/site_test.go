@@ -357,7 +357,7 @@ func TestLeavePutsEverythingBack(t *testing.T) {
 		t.Errorf("not as it was:\n%s", diff)
 	}
 	if p.agent.left != 1 || p.called("systemctl start apache2.service") != 1 ||
-		p.called("configure.py vm_dhcp_entry.json") != 1 || p.called("configure.py vm_metadata.json") != 1 || p.called("--remove") != 2 {
+		p.called("configure.py vm_dhcp_entry.json") != 2 || p.called("configure.py vm_metadata.json") != 1 || p.called("--remove") != 2 {
 		t.Errorf("programs started: %q", p.calls)
 	}
 	// A router that is not taken over is left as it is.
