@@ -86,6 +86,10 @@ trial: deb ## try the packages on a booted copy of this machine (root)
 	packaging/trial/run.sh packaging/trial/inside.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-$(VERSION)-1.$(RPM_$(ARCH)).rpm
 	packaging/trial/run.sh packaging/trial/cloudstack.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-cloudstack_$(VERSION)_$(ARCH).deb packaging/cloudstack/standins
 
+lab: deb ## routers, guests and a management server on booted Debian machines (root); SCENARIOS="isolated ..."
+	packaging/deps.sh lab
+	packaging/lab/run.sh dist/vragent_$(VERSION)_$(ARCH).deb dist/vragent-cloudstack_$(VERSION)_$(ARCH).deb
+
 demo: ## what vragent does, shown with a router and two guests
 	packaging/deps.sh demo
 	@$(MAKE) --no-print-directory build

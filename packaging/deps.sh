@@ -5,6 +5,7 @@
 #   packaging/deps.sh test      what make test needs as well: the real clients
 #   packaging/deps.sh bench     what make bench needs as well: the peers, and who loads them
 #   packaging/deps.sh trial     what make trial needs
+#   packaging/deps.sh lab       what make lab needs
 #   packaging/deps.sh packages  what make packages-check needs
 #
 # No service is started, and none is enabled that comes with a package installed here: these are
@@ -24,6 +25,7 @@ bench="$test
 packages='lintian rpm cpio'
 trial='lintian rpm systemd iproute2 procps libcap2-bin man-db acl
 	dnsmasq apache2 python3 curl busybox'
+lab='debootstrap debian-archive-keyring systemd-container iproute2 procps openssh-client'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service
@@ -41,9 +43,10 @@ demo) wanted=$demo ;;
 test) wanted=$test ;;
 bench) wanted=$bench ;;
 trial) wanted=$trial ;;
+lab) wanted=$lab ;;
 packages) wanted=$packages ;;
 *)
-	echo "usage: $0 demo|test|bench|trial|packages" >&2
+	echo "usage: $0 demo|test|bench|trial|lab|packages" >&2
 	exit 64
 	;;
 esac

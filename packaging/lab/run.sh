@@ -1,0 +1,81 @@
+#!/bin/sh
+# The lab: routers, guests and a management server, as real as one machine can have them.
+#
+#   packaging/lab/run.sh FILE.deb...
+#
+# Routers and guests are Debian machines of their own in systemd-nspawn, with systemd as init; the
+# management server drops files by scp and calls by ssh, from outside. Each scenario (scenarios/*.sh, or
+# those named in $SCENARIOS) has namespaces of its own, which end with it however it ends; nothing of it
+# can reach this machine's network. What stays are the trees that the machines start from, in
+# $XDG_CACHE_HOME or /var/cache.
+#
+# Exit status 0 when all was as promised, 1 when not, 77 when this machine cannot run it; it says why.
+set -eu
+
+cannot() {
+	echo "lab: this machine cannot run it: $*" >&2
+	exit 77
+}
+
+[ $# -gt 0 ] || {
+	echo "usage: $0 FILE.deb..." >&2
+	exit 64
+}
+here=$(cd "$(dirname "$0")" && pwd)
+[ "$(id -u)" -eq 0 ] || cannot "it boots systems in namespaces, which needs root"
+missing=
+for tool in debootstrap systemd-nspawn unshare nsenter findmnt flock ip ssh scp ssh-keygen; do
+	command -v $tool >/dev/null || missing="$missing $tool"
+done
+[ -z "$missing" ] || cannot "it lacks$missing (packaging/deps.sh lab installs what is needed)"
+groups=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)
+[ -n "$groups" ] || cannot "no cgroup2 is mounted, which systemd wants"
+mine=$groups$(sed -n 's/^0:://p' /proc/self/cgroup)/vragent-lab.$$
+
+dir=$(mktemp -d)
+child=
+tidy() {
+	if [ -n "$child" ]; then
+		kill -KILL "$child" 2>/dev/null || true # and with it all in its namespaces
+		wait "$child" 2>/dev/null || true
+	fi
+	until find "$mine" -depth -type d -exec rmdir {} + 2>/dev/null || [ ! -d "$mine" ]; do sleep 0.05; done
+	rm -rf "$dir"
+}
+trap tidy EXIT
+trap 'exit 130' INT TERM
+
+# boxed COMMAND...: runs it in namespaces of its own, which end with it.
+boxed() {
+	sh -c 'echo $$ >"$0/cgroup.procs"; exec unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child --mount-proc "$@"' \
+		"$mine" "$@" </dev/null &
+	child=$!
+	status=0
+	wait "$child" || status=$?
+	child=
+	return "$status"
+}
+
+mkdir "$mine" 2>/dev/null || cannot "it may not make a cgroup in $groups"
+mkdir "$dir/a" "$dir/b"
+boxed sh -c 'mount -t tmpfs tmpfs "$1" && mkdir "$1/u" "$1/w" && mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/u,workdir=$1/w" "$2" &&
+	mount -t cgroup2 cgroup2 "$1" && ip link add lab type bridge' - "$dir/a" "$dir/b" >"$dir/try" 2>&1 ||
+	cannot "namespaces, overlays and bridges are not all to be had: $(cat "$dir/try")"
+
+cache=${XDG_CACHE_HOME:-/var/cache}/vragent-lab
+"$here/images.sh" "$cache"
+
+ssh-keygen -q -t ed25519 -N '' -C management -f "$dir/management"
+ssh-keygen -q -t ed25519 -N '' -C user -f "$dir/user"
+mkdir "$dir/debs"
+cp "$@" "$dir/debs/"
+bad=
+for scenario in ${SCENARIOS:-$(cd "$here/scenarios" && for s in *.sh; do echo "${s%.sh}"; done)}; do
+	began=$(date +%s)
+	boxed timeout --kill-after=5 600 "$here/inside.sh" "$here/scenarios/$scenario.sh" "$cache" "$dir" || bad="$bad $scenario"
+	echo "$scenario took $(($(date +%s) - began)) s"
+done
+[ -z "$bad" ] || {
+	echo "lab: not as promised:$bad" >&2
+	exit 1
+}
