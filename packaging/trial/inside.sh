@@ -106,12 +106,67 @@ before=$(property MainPID)
 kill -STOP "$before"
 promise "the watchdog replaces it" 0 "$(exit_status within 20 another)"
 
-say "Upgraded"
+say "Restarted under load"
+rm -r /run/systemd/system/vragent.service.d
+systemctl daemon-reload
+echo 'metadata: {guest_rate: 0}' >/etc/vragent/agent.d/50-load.yaml
+systemctl restart vragent
+ip netns add guest
+ip link add lan-guest type veth peer name eth0 netns guest
+ip link set lan-guest master lan up
+ip -n guest link set eth0 address 02:00:00:00:00:02 up
+ip -n guest address add 10.1.1.34/24 dev eth0
+guest() { ip netns exec guest "$@"; }
+api() { curl -sSf --max-time 10 --unix-socket /run/vragent/api.sock http://vragent/client/api -d response=json "$@"; }
+load='new-connections kept-connection dhcp lists pushes'
+new_connections() { guest curl -sSf --max-time 10 http://10.1.1.1/latest/instance-id; }
+kept_connection() { guest curl -sSf --max-time 60 'http://10.1.1.1/latest/instance-id?[1-500]'; }
+dhcp() { guest busybox udhcpc -i eth0 -f -n -q -t 1 -T 3 -s /bin/true; } # asks once, and waits 3 s
+lists() { api -d command=listVirtualMachines; }
+pushes() { api -d command=pushVirtualMachine -d id=web-1 -d hostname=web-1; }
+# again NAME: does it again and again until the load is over, and keeps count and what failed.
+again() {
+	: >"/tmp/done.$1"
+	while [ ! -e /tmp/over ]; do
+		"$(echo "$1" | tr - _)" >"/tmp/said.$1" 2>&1 || echo "$1: $(tail -n 1 "/tmp/said.$1")" >>/tmp/failed
+		echo >>"/tmp/done.$1"
+	done
+}
+# twice: everything was done twice more since the counts were taken, and so once from its beginning.
+counts() { for name in $load; do wc -l <"/tmp/done.$name"; done; }
+twice() { counts | paste /tmp/counts - | awk '$2 < $1 + 2 {exit 1}'; }
+more() { counts >/tmp/counts && within 60 twice; }
+loops=
+for name in $load; do
+	again "$name" &
+	loops="$loops $!"
+done
+until counts >/tmp/counts 2>/dev/null; do sleep 0.1; done
+promise "guests and programs have work to do" 0 "$(exit_status more)"
+promise "four sockets are kept" 4 "$(property NFileDescriptorStore)"
+for restart in 1 2 3 4 5 6 7 8 9 10; do
+	systemctl restart vragent || echo "restart $restart failed" >>/tmp/failed
+	more || echo "nothing went on after restart $restart" >>/tmp/failed
+done
+promise "ten restarts, and nothing failed" "" "$(cat /tmp/failed 2>/dev/null)"
+promise "four sockets are kept" 4 "$(property NFileDescriptorStore)"
+
+say "Upgraded under load"
 before=$(property MainPID)
 echo '# a change by the administrator' >>/etc/vragent/agent.yaml
 dpkg -i "$deb" >"$log" 2>&1 || show <"$log"
 promise "the new one serves" 0 "$(exit_status within 15 another)"
+more || echo "nothing went on after the upgrade" >>/tmp/failed
+: >/tmp/over
+# shellcheck disable=SC2086
+wait $loops || true
+promise "and nothing failed" "" "$(cat /tmp/failed 2>/dev/null)"
+for name in $load; do echo "$(wc -l <"/tmp/done.$name") $name"; done | show
+rm /etc/vragent/agent.d/50-load.yaml
 promise "with the configuration of the administrator" 0 "$(exit_status grep -q administrator /etc/vragent/agent.yaml)"
+systemctl stop vragent
+promise "stopped, it keeps no socket" 0 "$(property NFileDescriptorStore)"
+systemctl start vragent
 
 say "Removed, and purged"
 dpkg -r vragent >"$log" 2>&1 || show <"$log"
