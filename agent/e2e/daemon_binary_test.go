@@ -30,24 +30,35 @@ func buildDaemon(t *testing.T) string {
 	return buildProgram(t, "vragent")
 }
 
-// buildProgram returns a program of ours. Called before Enter as well, it is built once for all tests.
+// buildProgram returns a program of ours. Called before Enter as well, it is built once for all tests. For
+// tests of faults it has the race detector in it.
 func buildProgram(t *testing.T, name string) string {
 	t.Helper()
+	if os.Getenv(faultsEnv) != "" {
+		return buildWith(t, name, "-race")
+	}
+	return buildWith(t, name)
+}
+
+// buildWith is buildProgram with flags for go build.
+func buildWith(t *testing.T, name string, flags ...string) string {
+	t.Helper()
+	as := name + strings.Join(flags, "")
 	// Tells the process of a test in its namespaces where the program is.
-	env := "VRAGENT_E2E_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	env := "VRAGENT_E2E_" + strings.ToUpper(strings.ReplaceAll(as, "-", "_"))
 	building.Lock()
 	defer building.Unlock()
 	if binary := os.Getenv(env); binary != "" {
 		return binary
 	}
-	if why := building.failure[name]; why != "" {
+	if why := building.failure[as]; why != "" {
 		t.Fatal(why)
 	}
 	fail := func(why string) {
 		if building.failure == nil {
 			building.failure = make(map[string]string)
 		}
-		building.failure[name] = why
+		building.failure[as] = why
 		t.Fatal(why)
 	}
 	if building.dir == "" {
@@ -60,12 +71,9 @@ func buildProgram(t *testing.T, name string) string {
 		}
 		building.dir = dir
 	}
-	binary := filepath.Join(building.dir, name)
-	args := []string{"build", "-o", binary}
-	if os.Getenv(faultsEnv) != "" {
-		args = append(args, "-race")
-	}
-	if out, err := exec.Command("go", append(args, "vragent/agent/cmd/"+name)...).CombinedOutput(); err != nil {
+	binary := filepath.Join(building.dir, as)
+	args := append(append([]string{"build"}, flags...), "-o", binary, "vragent/agent/cmd/"+name)
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		fail("go build: " + err.Error() + "\n" + string(out))
 	}
 	os.Setenv(env, binary) // which Enter hands on

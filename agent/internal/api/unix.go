@@ -188,7 +188,10 @@ func (l *UnixListener) Close() error {
 	own := !l.kept && leadsTo(l.path, l.Addr().String())
 	err := l.UnixListener.Close()
 	if own {
-		err = errors.Join(err, os.Remove(l.path))
+		// Two that close it at the same time both find it theirs.
+		if gone := os.Remove(l.path); !errors.Is(gone, os.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
 	}
 	return err
 }
