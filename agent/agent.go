@@ -71,6 +71,7 @@ type Agent struct {
 	token      *metrics.Token // for metrics off loopback
 	socket     *api.UnixListener
 	tcp        net.Listener // nil without api.listen
+	header     int          // bytes that a request on it may have before its body
 
 	ready chan struct{} // closes when guests are served
 
@@ -174,6 +175,7 @@ func New(opts Options) (a *Agent, err error) {
 	if a.socket, err = api.ListenUnix(cfg.API.Socket, group, a.sockets); err != nil {
 		return a, fmt.Errorf("socket: %w", err)
 	}
+	a.header = api.HeaderFor(cfg.API.MaxUserDataGet)
 	if cfg.API.Listen != "" {
 		if a.tcp, err = api.Listen(context.Background(), cfg.API.Listen, api.ListenOptions{
 			Cert: cfg.API.Cert, Key: cfg.API.Key, Refuse: a.engine.GuestSide, Sockets: a.sockets, Log: a.log,
@@ -259,11 +261,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		mux.Handle("/", a.metrics.Count("socket", a.onceReady(ctx, api.Local(a, api.LocalOptions{
 			Ready: a.isReady, Healthy: a.isHealthy, Companion: a.companion.api, Leases: a.engine, Backup: a.Backup, More: a.dialectHandlers(), Log: a.log,
 		}))))
-		return api.Serve(ctx, a.socket, mux, a.log)
+		return api.Serve(ctx, a.socket, mux, api.HeaderFor(maxUserData), a.log)
 	})
 	if a.tcp != nil {
 		programs.start(func(ctx context.Context) error {
-			return api.Serve(ctx, a.tcp, a.onceReady(ctx, a.companion.remote(a)), a.log)
+			return api.Serve(ctx, a.tcp, a.onceReady(ctx, a.companion.remote(a)), a.header, a.log)
 		})
 	}
 	changes.start(func(ctx context.Context) error { return a.change(ctx, changes) })
@@ -378,7 +380,11 @@ func (a *Agent) Reload() error {
 		return err
 	}
 	old := a.cfg
-	if a.later = restartKeys(old, cfg); len(a.later) > 0 {
+	a.later = restartKeys(old, cfg)
+	if a.tcp != nil && api.HeaderFor(cfg.API.MaxUserDataGet) > a.header {
+		a.later = append(a.later, "api.max_userdata_get") // the listener reads no more than at its start
+	}
+	if len(a.later) > 0 {
 		a.log.Warn("some keys change at the next start only", "keys", a.later)
 		// They go on being compared with what is in force.
 		cfg.DropDir, cfg.StateDir = old.DropDir, old.StateDir

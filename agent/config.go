@@ -242,9 +242,8 @@ func (cfg *Config) layAPI(file string, m *strict.Mapping) {
 	absoluteOrNone(tls, "key", &cfg.API.Key)
 	tls.Done()
 	absoluteOrNone(m, "metrics_token_file", &cfg.API.MetricsToken)
-	const most = 1 << 20
-	cfg.API.MaxUserData = int(m.Size("max_userdata", int64(cfg.API.MaxUserData), 1, most))
-	cfg.API.MaxUserDataGet = int(m.Size("max_userdata_get", int64(cfg.API.MaxUserDataGet), 1, most))
+	cfg.API.MaxUserData = int(m.Size("max_userdata", int64(cfg.API.MaxUserData), 1, maxUserData))
+	cfg.API.MaxUserDataGet = int(m.Size("max_userdata_get", int64(cfg.API.MaxUserDataGet), 1, maxUserData))
 	cfg.API.MaxBundle = m.Size("max_bundle", cfg.API.MaxBundle, 1, 64<<30)
 	cfg.API.JobRetention = m.Duration("job_retention", cfg.API.JobRetention, time.Minute, 10*365*24*time.Hour)
 	m.Done()
@@ -312,6 +311,9 @@ func present(m *strict.Mapping, key string) string {
 	}
 	return ""
 }
+
+// maxUserData is how much user data the API may be allowed to take, in bytes.
+const maxUserData = 1 << 20
 
 // restartKeys names what differs between two configurations and cannot change live.
 func restartKeys(old, new *Config) []string {

@@ -62,7 +62,7 @@ func start(t *testing.T, r *router) (config string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, ln, api.Local(r, api.LocalOptions{}), nil) }()
+	go func() { done <- api.Serve(ctx, ln, api.Local(r, api.LocalOptions{}), api.HeaderFor(0), nil) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -100,7 +100,7 @@ func (l *lab) start(opts labOptions) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := api.Serve(ctx, ln, l.companion.Remote(nil, nil), log); err != nil {
+		if err := api.Serve(ctx, ln, l.companion.Remote(nil, nil), api.HeaderFor(1<<20), log); err != nil {
 			t.Errorf("Serve() = %v", err)
 		}
 	})

@@ -61,7 +61,7 @@ func serve(t *testing.T, ln net.Listener, h http.Handler) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, ln, h, nil) }()
+	go func() { done <- api.Serve(ctx, ln, h, api.HeaderFor(0), nil) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -168,7 +168,7 @@ func TestServeEndsWaitsWhenTheDaemonStops(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, ln, api.Local(b, api.LocalOptions{}), nil) }()
+	go func() { done <- api.Serve(ctx, ln, api.Local(b, api.LocalOptions{}), api.HeaderFor(0), nil) }()
 	go func() { <-started; cancel() }()
 
 	c := api.Dial(path)

@@ -15,9 +15,8 @@ const (
 	headerTime = 10 * time.Second
 	// idleTime is how long a kept connection may say nothing.
 	idleTime = 2 * time.Minute
-	// maxHeader bounds the request line and headers. CloudMonkey sends everything in the URL, user
-	// data too, so it holds 1 MiB of user data in base64 that is percent-encoded.
-	maxHeader = 2 << 20
+	// plainHeader bounds the request line and headers of a request without user data.
+	plainHeader = 64 << 10
 	// lingerTime is how long kept connections have time to end with their next answer once the
 	// server is to stop.
 	lingerTime = 100 * time.Millisecond
@@ -30,12 +29,17 @@ const (
 	saveTime = time.Second
 )
 
+// HeaderFor returns how long the request line and headers of one request may be, in bytes, where that
+// many bytes of user data are allowed in it: CloudMonkey sends everything in the URL, in base64 that is
+// percent-encoded. A server reads this much of anybody before it knows who it is.
+func HeaderFor(userData int) int { return plainHeader + 2*userData }
+
 // Serve answers on ln with h until ctx ends or ln breaks, and closes ln. It returns nil when ctx ended.
 // Then connections end with their next answer for a moment, before it stops listening and closes those
 // that are kept. Requests under way go on; after half a second those that only read, which can be made
 // again, and after five all see their context end. See waiting for those that wait for something to
-// happen. A nil log discards.
-func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
+// happen. Requests are read up to maxHeader bytes, their bodies left out; see HeaderFor. A nil log discards.
+func Serve(ctx context.Context, ln net.Listener, h http.Handler, maxHeader int, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}

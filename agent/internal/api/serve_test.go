@@ -43,7 +43,7 @@ func startServer(t *testing.T, sockets api.Sockets) *served {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, ln, mux, nil) }()
+	go func() { done <- api.Serve(ctx, ln, mux, api.HeaderFor(0), nil) }()
 	s.stop = func() error {
 		cancel()
 		return <-done
@@ -154,7 +154,7 @@ func TestRequestBetweenTwoServersIsAnswered(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- api.Serve(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "next") }), nil)
+		done <- api.Serve(ctx, ln, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "next") }), api.HeaderFor(0), nil)
 	}()
 	if body, last := hear(t, between); body != "next" || last {
 		t.Errorf("answer = %q, last %v", body, last)
