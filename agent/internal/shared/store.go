@@ -127,34 +127,9 @@ const (
 	writeTime = 3 * time.Second
 )
 
-// beatTime is how long the store is left alone until it is asked whether it is there: watches tell
-// nothing for as long as nothing changes.
-const beatTime = time.Second
-
-// beat asks for something, again and again, until ctx ends or there is no answer, and returns why.
-func (s *Store) beat(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(beatTime):
-		}
-		once, cancel := context.WithTimeout(ctx, writeTime)
-		_, _, err := s.kv.Get(once, s.prefix+"/epoch")
-		cancel()
-		if err != nil {
-			return err
-		}
-	}
-}
-
 // follow reads a part and watches it from there, until ctx ends or the store is lost. read gets all keys
 // and the revision of that, changed gets the changes after it. What it returns is not nil.
 func (s *Store) follow(ctx context.Context, p part, prefix string, read func([]etcd.KV, int64) error, current func(), changed func([]etcd.Event) error) error {
-	ctx, lose := context.WithCancelCause(ctx)
-	var beat sync.WaitGroup
-	defer beat.Wait()
-	defer lose(nil)
 	all, cancel := context.WithTimeout(ctx, readTime)
 	kvs, revision, err := s.kv.Range(all, prefix)
 	cancel()
@@ -165,7 +140,6 @@ func (s *Store) follow(ctx context.Context, p part, prefix string, read func([]e
 		err = s.kv.Watch(ctx, prefix, revision+1, func() {
 			s.report(p, nil)
 			current()
-			beat.Go(func() { lose(s.beat(ctx)) })
 		}, changed)
 	}
 	if err == nil {
