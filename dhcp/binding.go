@@ -22,7 +22,7 @@ type Binding struct {
 	// without a lease).
 	State  string
 	Start  time.Time // of a pool lease
-	Expiry time.Time // zero where the state has no end
+	Expiry time.Time // zero where the state has no end; with a shared store, when that lets the address go
 	Seen   time.Time // when the client was last heard of; zero is not since the start
 }
 

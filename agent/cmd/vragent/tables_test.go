@@ -91,3 +91,21 @@ func TestStatusSaysWhoStandsInForTheRoutersScripts(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusSaysHowAPairStands(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)
+	std := stdio{now: func() time.Time { return now }}
+	for _, test := range []struct {
+		status api.SharedStatus
+		want   string
+	}{
+		{api.SharedStatus{Endpoint: "https://192.0.2.11:2379", Current: true, Since: now.Add(-time.Hour)},
+			"in step with the other router for 1 h, through https://192.0.2.11:2379"},
+		{api.SharedStatus{Endpoint: "https://192.0.2.11:2379", Since: now.Add(-time.Minute), Why: "https://192.0.2.11:2379: the server refuses tls.cert"},
+			"out of reach for 1 min: no new pool leases and no passwords until it is back: https://192.0.2.11:2379: the server refuses tls.cert"},
+	} {
+		if got := sharedText(std, &test.status); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
+}

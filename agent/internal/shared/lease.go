@@ -229,7 +229,8 @@ func (l *Leases) compare(kvs []etcd.KV, revision int64) []dhcp.Lease {
 	return news
 }
 
-// change takes changes and returns what is news.
+// change takes changes as they come and returns what is news. How long they last is told from now on: the
+// clocks of two routers need not agree for that.
 func (l *Leases) change(events []etcd.Event) []dhcp.Lease {
 	var news []dhcp.Lease
 	for _, e := range events {
@@ -242,10 +243,23 @@ func (l *Leases) change(events []etcd.Event) []dhcp.Lease {
 			news = append(news, l.forgotten(p.lease))
 		case e.Deleted: // by this router, or without a word before
 		default:
+			n := len(news)
 			news = l.learn(news, e.KV)
+			for i := range news[n:] {
+				l.arrive(&news[n+i])
+			}
 		}
 	}
 	return news
+}
+
+// arrive puts a lease that was recorded a moment ago into the time of this router.
+func (l *Leases) arrive(lease *dhcp.Lease) {
+	if lease.Expiry.IsZero() {
+		return
+	}
+	now := l.store.now()
+	lease.Start, lease.Expiry = now, now.Add(lease.Expiry.Sub(lease.Start))
 }
 
 // learn notes a key and adds its lease to news.

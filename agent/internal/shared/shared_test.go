@@ -205,6 +205,40 @@ func TestOneAddressIsNeverGivenTwice(t *testing.T) {
 	reader.knows(t, want)
 }
 
+func TestLeasesLastAsLongWhereTheClockIsAnother(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	etcdtest.Start(t, nstest.Here(t), address, nil)
+	a, b := newSide(t, nil, nil), newSide(t, nil, nil)
+	tomorrow := func() time.Time { return time.Now().Add(24 * time.Hour) }
+	b.store = shared.NewStore(shared.Options{KV: b.etcd, Prefix: "/pair-7", Now: tomorrow})
+	b.leases = b.store.Leases(nil, nil)
+	told := make(chan dhcp.Lease, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	current := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = b.leases.Follow(ctx, func(l dhcp.Lease) { told <- l }, func() { close(current) })
+	}()
+	defer func() { cancel(); <-ended }()
+	select {
+	case <-current:
+	case <-time.After(waitTime):
+		t.Fatal("the store is not followed")
+	}
+	a.commit(t, lease("10.1.1.1", 1)) // for an hour
+	select {
+	case l := <-told:
+		if left := l.Expiry.Sub(tomorrow()); left > time.Hour || left < 50*time.Minute {
+			t.Errorf("a lease of an hour has %v left by a clock that is a day ahead", left)
+		}
+	case <-time.After(waitTime):
+		t.Fatal("the lease is not told")
+	}
+}
+
 func TestManyLeasesShareATransaction(t *testing.T) {
 	if !nstest.Enter(t) {
 		return
