@@ -45,7 +45,7 @@ for command in systemctl systemd-sysusers systemd-tmpfiles deb-systemd-helper de
 	chmod +x "$dir/calls/$command"
 done
 scripted() {
-	sed 's:-d /run/systemd/system:-d /:' "$1" >"$dir/script"
+	sed 's:-d /run/systemd/system:-d /:; s:/usr/sbin/policy-rc\.d:/nonexistent:' "$1" >"$dir/script"
 	shift
 	: >"$dir/called"
 	PATH="$dir/calls:$PATH" sh "$dir/script" "$@" && cat "$dir/called"
