@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -119,10 +120,14 @@ func New(opts Options) (a *Agent, err error) {
 		return a, fmt.Errorf("powers of the process: %w", err)
 	}
 	// One store each, so that damage of one leaves the others alone.
-	for name, store := range map[string]**state.Store{"units": &a.units, "leases": &a.leases, "users": &a.users, "jobs": &a.jobs, "cloudstack": &a.dialect} {
-		if name == "cloudstack" && !cfg.CloudStack.Enabled {
-			continue
-		}
+	stores := map[string]**state.Store{"units": &a.units, "leases": &a.leases, "users": &a.users, "jobs": &a.jobs}
+	if cfg.CloudStack.Enabled {
+		stores["cloudstack"] = &a.dialect
+	}
+	if err := checkStores(cfg.StateDir, slices.Sorted(maps.Keys(stores))); err != nil {
+		return a, err
+	}
+	for name, store := range stores {
 		if *store, err = a.openStore(filepath.Join(cfg.StateDir, name)); err != nil {
 			return a, err
 		}
@@ -211,6 +216,21 @@ func (a *Agent) close() {
 			a.log.Error("state directory", "err", err)
 		}
 	}
+}
+
+// checkStores makes sure that all stores can be read before the first one is opened, which may tidy it up:
+// what a newer release wrote stays as it is.
+func checkStores(dir string, names []string) error {
+	var faults []error
+	for _, name := range names {
+		if err := state.Check(filepath.Join(dir, name)); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w; nothing was changed: install that release again, or move %s away to begin anew", errors.Join(faults...), dir)
 }
 
 // openStore opens one of the stores in the state directory and reports what is wrong with it.

@@ -2,8 +2,10 @@ package state
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,10 +73,10 @@ func (s *Store) openSegment(name string, number uint64, salted salt) (*segment, 
 	if err != nil && err != io.EOF {
 		n = 0 // replay will say so
 	}
-	version, inside, ok := parseFileHeader(head[:n])
-	if ok && version != formatVersion {
+	inside, ok, err := readable(name, head[:n])
+	if err != nil {
 		seg.release()
-		return nil, fmt.Errorf("%s: format %d, this release reads %d: %w", name, version, formatVersion, ErrTooNew)
+		return nil, err
 	}
 	if ok {
 		seg.salt = inside
@@ -82,6 +84,41 @@ func (s *Store) openSegment(name string, number uint64, salted salt) (*segment, 
 		seg.damaged = true // the salt of the name will do
 	}
 	return seg, nil
+}
+
+// readable parses a segment's file header. It is not ok where there is no sound one; the error tells of a
+// format that this release cannot read.
+func readable(name string, head []byte) (s salt, ok bool, err error) {
+	version, s, ok := parseFileHeader(head)
+	if ok && version != formatVersion {
+		err = fmt.Errorf("%s: format %d, this release reads %d: %w", name, version, formatVersion, ErrTooNew)
+	}
+	return s, ok, err
+}
+
+// Check tells, without a change on disk, whether this release can read the store in dir: the error is
+// ErrTooNew where a later one wrote it. A folder that is missing can be read.
+func Check(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("state %s: %w", dir, err)
+	}
+	for _, entry := range entries {
+		if _, _, ok := parseSegmentName(entry.Name()); !ok {
+			continue
+		}
+		head := make([]byte, fileHeaderSize)
+		file, err := os.Open(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			continue // Open says why
+		}
+		n, _ := file.ReadAt(head, 0)
+		file.Close()
+		if _, _, err := readable(entry.Name(), head[:n]); err != nil {
+			return fmt.Errorf("state %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // replayer reads one segment. A batch counts if it is whole, and if its values

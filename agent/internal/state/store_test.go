@@ -271,8 +271,36 @@ func TestOpenRefusesANewerFormatAndLeavesIt(t *testing.T) {
 	if !errors.Is(err, ErrTooNew) {
 		t.Fatalf("Open() = %v, want ErrTooNew", err)
 	}
+	if err := Check(dir); !errors.Is(err, ErrTooNew) {
+		t.Errorf("Check() = %v, want ErrTooNew", err)
+	}
 	if after, _ := os.ReadFile(path); !bytes.Equal(after, data) {
 		t.Error("Open() changed a file that it refused")
+	}
+}
+
+func TestCheckPassesWhatOpenCanRead(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	put(t, s, "k", "v")
+	s.Close()
+	path := segmentFiles(t, dir)[0]
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, damaged := range map[string][]byte{
+		"sound": data, "empty": nil, "torn header": data[:20], "flipped version": append([]byte("vragstat\x02"), data[9:]...),
+	} {
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := Check(dir); err != nil {
+			t.Errorf("%s: Check() = %v", name, err)
+		}
+	}
+	if err := Check(filepath.Join(dir, "missing")); err != nil {
+		t.Errorf("missing: Check() = %v", err)
 	}
 }
 
