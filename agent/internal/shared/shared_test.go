@@ -371,6 +371,34 @@ func TestStoreThatIsAwayIsNoticedAndComesBack(t *testing.T) {
 	}
 }
 
+// fullStore is a store that has no room for anything.
+type fullStore struct{ *etcd.Client }
+
+var errFull = errors.New("mvcc: database space exceeded")
+
+func (fullStore) Commit(context.Context, etcd.Txn) (bool, int64, []etcd.KV, error) {
+	return false, 0, nil, errFull
+}
+
+func TestStoreThatCannotBeWrittenCountsAsAway(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	etcdtest.Start(t, nstest.Here(t), address, nil)
+	a := newSide(t, nil, nil)
+	for _, made := range []bool{false, true} {
+		if made {
+			a.follow(t)
+			a.stop()
+		}
+		full := shared.NewStore(shared.Options{KV: fullStore{a.etcd}, Prefix: "/pair-7"})
+		err := full.Leases(nil, nil).Follow(t.Context(), func(dhcp.Lease) {}, func() { t.Error("it is followed") })
+		if s := full.Status(); !errors.Is(err, errFull) || s.Current {
+			t.Errorf("Follow: %v, status %+v", err, s)
+		}
+	}
+}
+
 func TestEmptiedStoreGetsBackWhatTheRoutersKnow(t *testing.T) {
 	if !nstest.Enter(t) {
 		return

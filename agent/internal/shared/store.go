@@ -168,12 +168,19 @@ func (s *Store) commit(ctx context.Context, t etcd.Txn) (done bool, revision int
 	return done, revision, read, err
 }
 
-// epoch returns what tells this store from one that was emptied, and makes it where it is missing.
+// epoch returns what tells this store from one that was emptied, and makes it where it is missing. It
+// fails where the store cannot be written.
 func (s *Store) epoch(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	key := s.prefix + "/epoch"
 	kv, there, err := s.kv.Get(ctx, key)
+	if err == nil && there {
+		// Written as it is: a store that can be read only, for want of space, is of no use.
+		_, _, _, err = s.kv.Commit(ctx, etcd.Txn{
+			Unchanged: []etcd.Compare{{Key: key, Changed: kv.Changed}}, Puts: []etcd.Put{{Key: key, Value: kv.Value}},
+		})
+	}
 	if err != nil || there {
 		return string(kv.Value), err
 	}
