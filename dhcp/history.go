@@ -28,6 +28,7 @@ type Exchange struct {
 	Answer  string // OFFER, ACK, NAK or BOOTP; empty is silence
 	Address netip.Addr
 	Why     string // of a NAK or of silence
+	Reason  error  // what Why says, for errors.Is
 }
 
 // exchange is an Exchange before it is put into words.
@@ -132,7 +133,7 @@ func (g *pastGuest) newestFirst() []Exchange {
 			out.Answer = messageName(e.answer)
 		}
 		if e.why != nil {
-			out.Why = e.why.Error()
+			out.Why, out.Reason = e.why.Error(), e.why
 		}
 		exchanges = append(exchanges, out)
 	}

@@ -316,7 +316,12 @@ func (d *daemon) changes(t *testing.T, r *router, g *nstest.Host) (median, cpu f
 
 // clientAt returns an HTTP client that asks from an address of a guest.
 func clientAt(g *nstest.Host, address string) *http.Client {
-	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: time.Second}
+	return clientWithin(g, address, time.Second)
+}
+
+// clientWithin is clientAt with the time that a connection may take.
+func clientWithin(g *nstest.Host, address string, dial time.Duration) *http.Client {
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Timeout: dial}
 	return &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		MaxIdleConnsPerHost: 1,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
