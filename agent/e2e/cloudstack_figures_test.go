@@ -150,9 +150,8 @@ func TestFiguresOfCloudStackMemory(t *testing.T) {
 			}
 		}
 	}
-	var hosts, leases bytes.Buffer
+	var leases bytes.Buffer
 	for i := range n {
-		fmt.Fprintf(&hosts, "%s\tvm-%d\n", vmAddress(i), i)
 		fmt.Fprintf(&leases, "%s,%s,vm-%d,infinite\n", cloudMAC(i), vmAddress(i), i)
 	}
 	write := func(name, text string) {
@@ -164,7 +163,6 @@ func TestFiguresOfCloudStackMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("/etc/hosts", hosts.String())
 	write(r.dir+"/dhcphosts.txt", leases.String())
 	const dnsmasqFor = "no-resolv\nexpand-hosts\ndomain=cs1.internal\nlocalise-queries\nbind-interfaces\nlisten-address=10.0.0.1\nuser=root\n"
 	dnsmasq := func(more string) *exec.Cmd {
@@ -176,12 +174,21 @@ func TestFiguresOfCloudStackMemory(t *testing.T) {
 		nstest.Poll(t, 20*time.Second, "dnsmasq resolves names", func() bool { return resolvesAt(g, "vm-999.cs1.internal", vmAddress(999)) })
 	}
 
+	keep := r.Command(t.Context(), buildProgram(t, "vragent-cloudstack"), "keep")
+	keep.Env = append(os.Environ(), "VRAGENT_SOCKET="+r.dir+"/api.sock")
+	keeper := begin(t, keep)
+	nstest.Poll(t, 20*time.Second, "the databags are written", func() bool {
+		bag, err := os.ReadFile("/etc/cloudstack/vmdata.json")
+		return err == nil && bytes.Contains(bag, []byte(vmAddress(n-1)))
+	})
 	names := begin(t, dnsmasq(""))
 	resolves()
 	load()
 	ours, dns := memoryOf(t, d.cmd.Process.Pid), memoryOf(t, names.Process.Pid)
 	fmt.Fprintf(w, "memory of all that serves guests, 4 KB of user data each, after 10,000 requests\t%d\t%.1f MB\t40 MB\n", n, mb(ours+dns))
 	fmt.Fprintf(w, "  of which vragent, dnsmasq for names alone\t%d\t%.1f MB, %.1f MB\t\n", n, mb(ours), mb(dns))
+	fmt.Fprintf(w, "  beside it vragent-cloudstack keep, which serves no guest\t%d\t%.1f MB\t\n", n, mb(memoryOf(t, keeper.Process.Pid)))
+	finish(t, keeper)
 	finish(t, names)
 	d.stop(t)
 

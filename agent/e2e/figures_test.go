@@ -37,7 +37,9 @@ func figuresRouter(t *testing.T) (r *router, g *nstest.Host, binary string) {
 		return nil, nil, ""
 	}
 	binary = filepath.Join(t.TempDir(), "vragent")
-	if out, err := exec.Command("go", "build", "-o", binary, "vragent/agent/cmd/vragent").CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "vragent/agent/cmd/vragent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the package has it
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	r = newRouter(t)

@@ -627,14 +627,15 @@ func (s *Step) foldPart(p vmPart) {
 		files[userFile] = p.User
 	}
 	if len(p.Rows) > 0 {
-		g.Rows = slices.Clone(g.Rows)
+		rows := unpack(g.Rows)
 		for _, row := range p.Rows {
-			g.Rows = slices.DeleteFunc(g.Rows, func(old Row) bool {
+			rows = slices.DeleteFunc(rows, func(old Row) bool {
 				return *old[0] == *row[0] && strings.EqualFold(strings.TrimSpace(*old[1]), *row[1])
 			})
-			g.Rows = append(g.Rows, row)
+			rows = append(rows, row)
 		}
-		files[metaFile] = metaYAML(metaOf(g.Rows))
+		g.Rows = pack(rows)
+		files[metaFile] = metaYAML(metaOf(rows))
 	}
 	s.setGuest(p.IP, g)
 	s.write(p.IP, files)

@@ -220,7 +220,7 @@ func (s *Step) foldData(d vmData) {
 	case d.VMID != "":
 		g.VMID = d.VMID
 	}
-	g.HasData, g.Rows = true, d.Rows
+	g.HasData, g.Rows = true, pack(d.Rows)
 	s.setGuest(d.IP, g)
 	files := map[string][]byte{metaFile: metaYAML(d.Meta), userFile: d.User}
 	s.write(d.IP, files)

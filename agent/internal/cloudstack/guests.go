@@ -1,6 +1,7 @@
 package cloudstack
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"encoding/base64"
@@ -48,26 +49,75 @@ type GuestSummary struct {
 
 // Guests returns what is known of the guests, by address.
 func (d *Dialect) Guests() Guests {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := Guests{Generation: d.gen, Off: !d.Databags, DropDir: d.DropDir, Router: d.memory.router.CmdLine["name"]}
-	for _, n := range d.memory.router.networks() {
-		out.Networks = append(out.Networks, NetworkSummary{n.serving(), n.Gateway.Masked()})
-	}
-	for _, ip := range d.memory.addresses() {
-		g := d.memory.guests[ip]
-		if g.Gone || g.Held {
-			continue
-		}
-		s := GuestSummary{
-			Unit: guestUnit(g.Network, ip), IP: ip, MAC: g.MAC, Hostname: g.Hostname, Default: g.Default, Lease: g.Seconds, Rows: g.Rows,
-		}
-		if g.Gateway.IsValid() {
-			s.Gateway = g.Gateway.String()
-		}
+	out, known := d.known()
+	for _, k := range known {
+		s := k.summary()
+		s.Rows = unpack(k.guest.Rows)
 		out.Guests = append(out.Guests, s)
 	}
 	return out
+}
+
+// knownGuest is a guest as it is remembered; nobody changes it.
+type knownGuest struct {
+	ip    netip.Addr
+	guest *guest
+}
+
+// summary is a guest without its rows.
+func (k knownGuest) summary() GuestSummary {
+	g := k.guest
+	s := GuestSummary{
+		Unit: guestUnit(g.Network, k.ip), IP: k.ip, MAC: g.MAC, Hostname: g.Hostname, Default: g.Default, Lease: g.Seconds,
+	}
+	if g.Gateway.IsValid() {
+		s.Gateway = g.Gateway.String()
+	}
+	return s
+}
+
+// known returns the guests by address, and what is known beside them.
+func (d *Dialect) known() (beside Guests, guests []knownGuest) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	beside = Guests{Generation: d.gen, Off: !d.Databags, DropDir: d.DropDir, Router: d.memory.router.CmdLine["name"]}
+	for _, n := range d.memory.router.networks() {
+		beside.Networks = append(beside.Networks, NetworkSummary{n.serving(), n.Gateway.Masked()})
+	}
+	for _, ip := range d.memory.addresses() {
+		if g := d.memory.guests[ip]; !g.Gone && !g.Held {
+			guests = append(guests, knownGuest{ip, g})
+		}
+	}
+	return beside, guests
+}
+
+// writeGuests writes Guests as JSON, a guest at a time: all at once they would be many times what the
+// agent holds else.
+func (d *Dialect) writeGuests(w io.Writer) error {
+	beside, known := d.known()
+	beside.Guests = []GuestSummary{}
+	head, err := json.Marshal(beside)
+	if err != nil {
+		return err
+	}
+	b := bufio.NewWriter(w)
+	b.Write(bytes.TrimSuffix(head, []byte("]}"))) // its last field is the list
+	for i, k := range known {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		line, err := json.Marshal(struct {
+			GuestSummary
+			Rows json.RawMessage `json:"rows,omitempty"`
+		}{k.summary(), k.guest.Rows})
+		if err != nil {
+			return err
+		}
+		b.Write(line)
+	}
+	b.WriteString("]}\n")
+	return b.Flush()
 }
 
 func (d *Dialect) serveGuests(w http.ResponseWriter, r *http.Request) {
@@ -79,7 +129,8 @@ func (d *Dialect) serveGuests(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	answer(w, http.StatusOK, d.Guests())
+	w.Header().Set("Content-Type", "application/json")
+	_ = d.writeGuests(w) // whoever asked has gone
 }
 
 // Empty tells whether nothing is known at all.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"syscall"
 	"time"
@@ -71,6 +72,7 @@ func (d *Dialect) Handler() http.Handler {
 			return
 		}
 		answer(w, http.StatusOK, applyAnswer{Results: results})
+		tidy(w, len(req.Files))
 	})
 	mux.HandleFunc("POST "+callPath, func(w http.ResponseWriter, r *http.Request) {
 		var req callRequest
@@ -84,6 +86,7 @@ func (d *Dialect) Handler() http.Handler {
 			return
 		}
 		answer(w, http.StatusOK, callAnswer{result, reply})
+		tidy(w, len(req.Document)/1024)
 	})
 	mux.HandleFunc("GET "+guestsPath, d.serveGuests)
 	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) {
@@ -94,6 +97,16 @@ func (d *Dialect) Handler() http.Handler {
 		answer(w, http.StatusOK, applyAnswer{})
 	})
 	return mux
+}
+
+// tidy sends the answer off and gives the memory back that a large request has needed, as a router
+// has little and the next one may be months away.
+func tidy(w http.ResponseWriter, files int) {
+	if files < 250 {
+		return
+	}
+	_ = http.NewResponseController(w).Flush() // whoever asked has gone
+	debug.FreeOSMemory()
 }
 
 func answer(w http.ResponseWriter, status int, v any) {

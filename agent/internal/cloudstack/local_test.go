@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // listen serves a dialect on a socket of the test's own.
@@ -119,5 +123,29 @@ func TestClientSaysWhatIsMissing(t *testing.T) {
 	c := Dial(filepath.Join(t.TempDir(), "none"))
 	if _, err := c.Apply(context.Background(), []File{{Name: "x"}}); !errors.Is(err, ErrNoDaemon) {
 		t.Errorf("without a daemon: %v", err)
+	}
+}
+
+func TestGuestsOverTheSocket(t *testing.T) {
+	b := newBench(t)
+	client := Dial(listen(t, b.Dialect))
+	defer client.Close()
+	same := func() {
+		t.Helper()
+		got, err := client.Guests(context.Background(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(b.Guests(), got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+			t.Errorf("guests (-known +told):\n%s", diff)
+		}
+	}
+	same()
+	b.take(isolated, leaseFile(ip0, "0a"))
+	same()
+	b.take(dataFile(ip0, "A"), leaseFile("10.1.1.51", "0b"), `vm_metadata.json {"vm_ip_address":"10.1.1.51","vm_metadata":[["metadata","tier","<a & \u00e9>"],["metadata","public-keys",null]]}`)
+	same()
+	if g, err := client.Guests(context.Background(), 0); err != nil || len(g.Guests) != 2 || *g.Guests[1].Rows[0][2] != "<a & é>" || g.Guests[1].Rows[1][2] != nil {
+		t.Errorf("guests = %+v, %v", g, err)
 	}
 }

@@ -52,7 +52,8 @@ type guest struct {
 
 	VMID    string `json:"vm_id,omitempty"`
 	HasData bool   `json:"has_data,omitempty"`
-	Rows    []Row  `json:"rows,omitempty"`
+	// Rows are packed, as nobody but a router's own scripts needs them, and theirs are many words.
+	Rows json.RawMessage `json:"rows,omitempty"`
 
 	// Gone: the VM was removed; there is no unit, and MAC and VMID are those it had.
 	Gone bool `json:"gone,omitempty"`
@@ -146,6 +147,27 @@ func (m *Memory) waiting(e Event) []Verdict {
 		}
 	}
 	return out
+}
+
+// pack is rows as a guest keeps them.
+func pack(rows []Row) json.RawMessage {
+	if len(rows) == 0 {
+		return nil
+	}
+	data, err := json.Marshal(rows)
+	if err != nil {
+		panic("cloudstack: rows: " + err.Error()) // texts always can be
+	}
+	return data
+}
+
+// unpack is the inverse of pack. What is no rows is none.
+func unpack(data json.RawMessage) []Row {
+	var rows []Row
+	if len(data) == 0 || json.Unmarshal(data, &rows) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(rows, func(r Row) bool { return r[0] == nil || r[1] == nil })
 }
 
 // serves tells whether the address is given to a MAC.
