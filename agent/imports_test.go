@@ -139,7 +139,7 @@ var bans = []struct {
 	{
 		"os/exec", "all", []string{"vragent/netcfg/nstest", "vragent/agent/internal/handover/handovertest", "vragent/agent/cmd/vragent-cloudstack"},
 		"the agent starts no programs: the kernel and the file system are spoken to directly, and the unit's filter may stay tight; " +
-			"vragent-cloudstack hands files of others to the scripts that it stands in for",
+			"vragent-cloudstack hands files of others to the scripts that it stands in for, and takes their services out by systemctl",
 	},
 	{
 		"log", "all", nil,

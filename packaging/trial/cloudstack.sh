@@ -121,7 +121,8 @@ promise "so is the password server" inactive "$(active cloud-password-server@10.
 promise "and the script lies beside ours" 0 "$(exit_status grep -q standin /opt/cloud/bin/vr_cfg.sh.cloudstack)"
 new_way() { [ "$(who 67) $(who 80) $(who 8080) $(who 53)" = "vragent vragent vragent dnsmasq" ]; }
 promise "vragent serves, dnsmasq answers names alone" 0 "$(exit_status within 5 new_way)"
-promise "and knows the data server" 10.1.1.1 "$(resolve web data-server)"
+promise "and TFTP" dnsmasq "$(who 69)"
+promise "it knows the data server" 10.1.1.1 "$(resolve web data-server)"
 promise "the guest keeps its address" "10.1.1.34 web-1 10.1.1.1 10.1.1.1" "$(boot web)"
 promise "and the other" "10.1.1.35 db-1 10.1.1.1 10.1.1.1" "$(boot db)"
 promise "its user data" "web boots" "$(get web user-data)"

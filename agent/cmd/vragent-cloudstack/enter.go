@@ -160,6 +160,9 @@ func (s *site) takeOver(ctx context.Context, before []cloudstack.File) ([]clouds
 		for _, note := range r.Notes {
 			s.say("%s: %s", r.Name, note)
 		}
+		if r.State == cloudstack.Pending {
+			s.say("%s waits: %s", r.Name, r.Reason)
+		}
 		if r.State == cloudstack.Rejected {
 			refused = append(refused, fmt.Errorf("what the databags say as %s cannot be served: %s", r.Name, r.Reason))
 		}
@@ -267,9 +270,23 @@ func (s *site) undivert(ctx context.Context, rec *cloudstack.Record, name string
 }
 
 // restore puts ours back where somebody has put something in its place, as a live patch of the
-// router does. What was put there is the original from now on.
+// router does. What was put there is the original from now on. It returns once nothing was replaced
+// for a while: whoever unpacks many files is at it still when the first one is noticed.
 func (s *site) restore(ctx context.Context, rec cloudstack.Record) error {
-	unmasked := false
+	for {
+		replaced, err := s.restoreNow(ctx, rec)
+		if err != nil || !replaced {
+			return err
+		}
+		select {
+		case <-time.After(s.pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *site) restoreNow(ctx context.Context, rec cloudstack.Record) (replaced bool, err error) {
 	stands := make([]stand, 0, len(entryPoints)+len(masked))
 	for _, name := range entryPoints {
 		stands = append(stands, standIn(name))
@@ -277,31 +294,33 @@ func (s *site) restore(ctx context.Context, rec cloudstack.Record) error {
 	for _, unit := range masked {
 		stands = append(stands, mask(unit))
 	}
+	unmasked := false
 	for _, d := range stands {
 		st := rec.Stands[d.path]
 		if st == nil {
 			continue
 		}
-		was, err := s.put(d)
+		foreign, err := s.put(d)
 		if err != nil {
-			return err
+			return replaced, err
 		}
-		if was {
-			unmasked = unmasked || d.link != ""
-			st.Replaced, st.Times = s.now(), st.Times+1
-			s.say("%s was replaced; what was put there is the original now", d.path)
-			if err := s.writeRecord(rec); err != nil {
-				return err
-			}
+		if !foreign {
+			continue
+		}
+		replaced, unmasked = true, unmasked || d.link != ""
+		st.Replaced, st.Times = s.now(), st.Times+1
+		s.say("%s was replaced; what was put there is the original now", d.path)
+		if err := s.writeRecord(rec); err != nil {
+			return replaced, err
 		}
 	}
 	if !unmasked {
-		return nil
+		return replaced, nil
 	}
 	if err := s.systemctl(ctx, "daemon-reload"); err != nil {
-		return err
+		return replaced, err
 	}
-	return s.systemctl(ctx, "stop", "apache2.service", "cloud-password-server@*.service")
+	return replaced, s.systemctl(ctx, "stop", "apache2.service", "cloud-password-server@*.service")
 }
 
 // wait waits until no script of the router runs that was started by its own name, and returns one

@@ -181,6 +181,7 @@ func liveRouter() map[string]string {
 		unitsDir + "/cloud-password-server@.service": "[Service]",
 		dnsmasqFile:                                         "conf-dir=/etc/dnsmasq.d\n",
 		dnsmasqDir + "/cloud.conf":                          "dhcp-range=set:x,10.1.1.1,static\nlisten-address=10.1.1.1\n",
+		bagsDir + "/cmdline.json":                           `{"config":{"type":"router"}}`,
 		bagsDir + "/dhcpentry.json":                         `{"10.1.1.50":{"mac_address":"02:00:00:00:00:0a"}}`,
 		cacheDir + "/passwords-10.1.1.1":                    "10.1.1.50=secret\n10.1.1.60=taken\n",
 		leasesFile:                                          "0 02:00:00:00:00:0b 10.1.1.50 old *\n",
@@ -199,7 +200,7 @@ func TestEnter(t *testing.T) {
 	if status := p.command(context.Background(), []string{"enter"}); status != 0 {
 		t.Fatalf("status %d: %s", status, p.out)
 	}
-	if got, want := strings.Join(p.agent.taken, " "), "vm_dhcp_entry.json.10.1.1.50 vm_password.json.10.1.1.50"; got != want {
+	if got, want := strings.Join(p.agent.taken, " "), "cmd_line.json.databag vm_dhcp_entry.json.10.1.1.50 vm_password.json.10.1.1.50"; got != want {
 		t.Errorf("taken over: %s, want %s", got, want)
 	}
 	for path, want := range map[string]string{
@@ -530,8 +531,11 @@ func TestWhatIsReplacedIsPutBack(t *testing.T) {
 	if err := p.enter(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.read(binDir + "/update_config.py" + aside); got != "patched" {
+	if got := p.read(binDir + "/update_config.py" + aside); got != "patched" || !p.ours(standIn("update_config.py")) {
 		t.Errorf("the original is %q", got)
+	}
+	if st := p.readRecord().Stands[binDir+"/update_config.py"]; st.Times != times {
+		t.Errorf("an upgrade counts as a patch: %+v", st)
 	}
 }
 

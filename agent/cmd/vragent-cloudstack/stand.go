@@ -50,9 +50,9 @@ func (s *site) ours(d stand) bool {
 	return err == nil && bytes.Equal(data, []byte(d.script))
 }
 
-// put sets up what is ours, and tells whether it was not there. What was there is moved aside; at no
+// put sets up what is ours, and tells whether somebody else's was there. That is moved aside; at no
 // moment there is nothing. Somebody may still be writing into it: it is the same file aside.
-func (s *site) put(d stand) (was bool, err error) {
+func (s *site) put(d stand) (foreign bool, err error) {
 	if s.ours(d) {
 		return false, nil
 	}
@@ -64,8 +64,10 @@ func (s *site) put(d stand) (was bool, err error) {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
+	foreign = true
 	if data, err := os.ReadFile(path); d.script != "" && err == nil && bytes.HasPrefix(data, []byte(standMark)) {
 		// Of another release, and nobody's original.
+		foreign = false
 	} else if err := os.Link(path, tmp); err == nil {
 		if err := os.Rename(tmp, path+aside); err != nil {
 			return false, err
@@ -85,7 +87,7 @@ func (s *site) put(d stand) (was bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("%s: %w", tmp, err)
 	}
-	return true, os.Rename(tmp, path)
+	return foreign, os.Rename(tmp, path)
 }
 
 // back puts back what was there before. Where somebody has put another one in its place, that stays.

@@ -122,6 +122,9 @@ func (b Databags) Files() ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(leases) > 0 && len(cmdline.Config) == 0 && len(tiers) == 0 {
+		return nil, errors.New("databag dhcpentry.json has guests, but neither cmdline.json nor guestnetwork.json names a network for them")
+	}
 	passwords := b.passwords()
 	guests := make(map[string]bool) // whether the VM is there
 	for ip := range data {

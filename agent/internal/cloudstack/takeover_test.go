@@ -121,6 +121,7 @@ func TestBrokenDatabagIsNamed(t *testing.T) {
 	}{
 		{Databags{DHCPEntry: []byte(`{"id":"dhcpen`)}, "databag dhcpentry.json: unexpected EOF"},
 		{Databags{VMData: []byte(`{"10.1.1.5":3}`)}, `databag vmdata.json: json: cannot unmarshal number into Go value of type [][]interface {} in "10.1.1.5"`},
+		{Databags{DHCPEntry: []byte(`{"10.1.1.5":{}}`)}, "databag dhcpentry.json has guests, but neither"},
 		{Databags{CmdLine: []byte(`[]`)}, "databag cmdline.json: json: cannot unmarshal array"},
 	} {
 		if _, err := test.bags.Files(); err == nil || !strings.HasPrefix(err.Error(), test.want) {
