@@ -642,7 +642,9 @@ func (p *pool) load(l Lease, now time.Time, shared bool) {
 	s.mac, s.clientID, s.hostname = l.MAC, l.ClientID, l.Hostname
 	if _, known := p.scope.hosts.Load().byMAC.get(l.MAC); known || p.scope.reserved(addr) {
 		p.forget(s, now)
-		p.journal.add(p.record(s, LeaseForgotten, now))
+		if !shared { // another server may know of a change of hosts that this one does not
+			p.journal.add(p.record(s, LeaseForgotten, now))
+		}
 		return
 	}
 	switch {

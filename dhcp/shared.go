@@ -21,6 +21,9 @@ func (t *Table) cutOff(now time.Time) bool {
 	return t.shared && (!t.current.Load() || t.lasts(&t.storeDown, now))
 }
 
+// lostAgain is how long a new reason why the shared store is lost waits until it is logged.
+const lostAgain = time.Minute
+
 var errUnfollowed = errors.New("the shared store ended without a reason")
 
 // runFollow takes what others write to the shared store until ctx ends.
@@ -60,10 +63,14 @@ func (s *Server) followed() {
 func (s *Server) lost(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.followErr == nil {
-		s.followFrom = s.now()
+	now := s.now()
+	first := s.followErr == nil
+	if first {
+		s.followFrom = now
 	}
-	if s.followErr == nil || s.followErr.Error() != err.Error() {
+	// Reasons may name a port that is another one each time.
+	if first || s.followErr.Error() != err.Error() && now.Sub(s.followTold) >= lostAgain {
+		s.followTold = now
 		s.log.Error("pool leases cannot be shared: they are renewed within the time that is stored, no new ones; known hosts are served", "reason", err)
 	}
 	s.followErr = err

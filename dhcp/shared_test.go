@@ -206,6 +206,26 @@ func TestAddressThatAnotherServerGaveAwayIsNotGivenAgain(t *testing.T) {
 	}
 }
 
+func TestStandbyThatLagsBehindEndsNoLeaseOfTheOtherServer(t *testing.T) {
+	table := newTestTable(poolNetwork(4))
+	s := NewServer(table, ServerOptions{Shared: &pairStore{}, Now: func() time.Time { return noon }})
+	s.followed()
+	// Here the address and the MAC are those of a host still, or already.
+	table.SetHost(&Host{Network: "guest-1", VM: "old", MAC: stranger(7), IP: addr("10.1.1.202")})
+	for i, mac := range []MAC{stranger(1), stranger(7)} {
+		table.load(Lease{Network: "guest-1", IP: addr("10.1.1.202").Prev(), MAC: mac, State: LeaseBound, Start: noon, Expiry: noon.Add(time.Hour)}, noon)
+		table.load(Lease{Network: "guest-1", IP: addr("10.1.1.202"), MAC: mac, State: LeaseBound, Start: noon, Expiry: noon.Add(time.Hour)}, noon)
+		if queued := table.queue.all(); len(queued) > 0 {
+			t.Errorf("%d: %+v is to be stored", i, queued[0].lease)
+		}
+	}
+	for _, b := range table.Bindings("guest-1") {
+		if b.Pool && (b.IP == addr("10.1.1.202") || b.MAC == stranger(7)) {
+			t.Errorf("%+v has a lease beside the host", b)
+		}
+	}
+}
+
 func TestServerFollowsTheSharedStore(t *testing.T) {
 	table := newTestTable(poolNetwork(4))
 	var mu sync.Mutex

@@ -51,6 +51,7 @@ func takenOf(path string) string { return strings.TrimPrefix(path, "vms/") }
 
 // share follows what the other router records until ctx ends, and removes there what is removed here.
 func (e *Engine) share(ctx context.Context) {
+	var told time.Time // when the last reason was logged
 	for ctx.Err() == nil {
 		first := make(map[string][]byte) // what is in the store, while that is being told
 		err := e.Shared.Follow(ctx, func(vm string, value []byte) {
@@ -74,10 +75,12 @@ func (e *Engine) share(ctx context.Context) {
 		}
 		what := fmt.Sprintf("taken passwords cannot be shared: a VM whose password waits is not told it until they can: %v", err)
 		e.mu.Lock()
-		news := e.faults["shared"] != what
+		before := e.faults["shared"]
 		e.faults["shared"] = what
 		e.mu.Unlock()
-		if news {
+		// Reasons may name a port that is another one each time.
+		if now := e.Now(); before == "" || before != what && now.Sub(told) >= time.Minute {
+			told = now
 			e.Log.Error("taken passwords cannot be shared: a VM whose password waits is not told it until they can", "reason", err)
 		}
 		select {
