@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -184,15 +185,17 @@ func (s *site) says(f keptFile) (fileID, bool) {
 }
 
 // comparison is a writer of what is to be the same as what with reads.
-type comparison struct{ with *bufio.Reader }
+type comparison struct {
+	with *bufio.Reader
+	part []byte
+}
 
 var errOther = errors.New("says something else")
 
 func (c *comparison) Write(p []byte) (int, error) {
-	for i := range p {
-		if b, err := c.with.ReadByte(); err != nil || b != p[i] {
-			return i, errOther
-		}
+	c.part = append(c.part[:0], p...)
+	if _, err := io.ReadFull(c.with, c.part); err != nil || !bytes.Equal(c.part, p) {
+		return 0, errOther
 	}
 	return len(p), nil
 }
