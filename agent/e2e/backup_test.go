@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vragent/netcfg/nstest"
@@ -154,4 +158,52 @@ func TestBackupBringsBackWhatNoDropDirectoryHolds(t *testing.T) {
 	}
 	lease(t, stranger, "10.1.1.200")
 	end(t, p)
+}
+
+// TestRestoreWritesAsTheOwnerOfTheState: root restores, and the daemon's user can go on with it.
+func TestRestoreWritesAsTheOwnerOfTheState(t *testing.T) {
+	t.Parallel()
+	binary := buildDaemon(t)
+	if !nstest.Enter(t) {
+		return
+	}
+	need(t, "setpriv")
+	if ids, err := os.ReadFile("/proc/self/uid_map"); err != nil || strings.Fields(string(ids))[2] == "1" {
+		t.Skip("only root can bring other users into the test's namespace")
+	}
+	r := newRouter(t)
+	p := r.startAs(t, binary)
+	if _, err := r.client.AddUser(t.Context(), "ops", "operator"); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, status := r.vragent(t, binary, "backup", r.dir+"/backup"); status != 0 {
+		t.Fatal(stderr)
+	}
+	end(t, p)
+	const owner = 64123
+	r.Run(t, "chmod", "755", filepath.Dir(r.dir), r.dir)
+	if err := errors.Join(os.RemoveAll(r.dir+"/state"), os.Mkdir(r.dir+"/state", 0o700), os.Chown(r.dir+"/state", owner, owner)); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, status := r.vragent(t, binary, "restore", r.dir+"/backup"); status != 0 {
+		t.Fatal(stderr)
+	}
+	files := 0
+	err := filepath.WalkDir(r.dir+"/state", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != owner || st.Gid != owner || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s belongs to %d:%d and has mode %v", path, st.Uid, st.Gid, info.Mode())
+		}
+		files++
+		return nil
+	})
+	if err != nil || files < 3 {
+		t.Errorf("%d files and folders, %v", files, err)
+	}
 }

@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -62,7 +66,9 @@ func TestFaultKilled(t *testing.T) {
 		newAPIClient(r, "pushed-1", "10.1.1.13", guest("10.1.1.13")),
 		newAPIClient(r, "pushed-2", "10.1.1.14", guest("10.1.1.14")),
 		&administrator{r: r, ledger: newLedger(), rng: rand.New(rand.NewPCG(rng.Uint64(), 1))},
-		&machines{r: r, ledger: newLedger(), station: newStation(t, strangers)},
+		&machines{r: r, ledger: newLedger(), station: newStation(t, strangers), rng: rand.New(rand.NewPCG(rng.Uint64(), 3))},
+		&comer{r: r, guest: guest("10.1.1.16")},
+		&bundler{r: r, guests: []*http.Client{guest("10.1.1.17"), guest("10.1.1.18"), guest("10.1.1.19")}},
 		&reset{r: r, guest: guest("10.1.1.15"), rng: rand.New(rand.NewPCG(rng.Uint64(), 2))},
 		newManagement(t, r, "10.1.2.50", guest("10.1.2.50")),
 	}
@@ -73,7 +79,7 @@ func TestFaultKilled(t *testing.T) {
 	for kill := range kills {
 		// Each actor makes its changes until the daemon is gone, which is after so many of all.
 		var acts atomic.Int64
-		until := 1 + rng.Int64N(60)
+		until := 1 + rng.Int64N(40)
 		moment := time.Duration(rng.Int64N(int64(3 * time.Millisecond)))
 		enough := make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -252,15 +258,20 @@ func (a *administrator) act(ctx context.Context, t *testing.T) error {
 
 func (a *administrator) check(t *testing.T) { t.Helper(); a.ledger.checkUsers(t, a.r) }
 
-// machines are strangers that take addresses of the pool, and renew them.
+// machines are strangers that take addresses of the pool and renew them; now and then somebody ends the
+// lease of one.
 type machines struct {
 	r       *router
 	ledger  *ledger
 	station *station
+	rng     *rand.Rand
 	n       int
 }
 
 func (m *machines) act(ctx context.Context, t *testing.T) error {
+	if m.rng.IntN(4) == 0 {
+		return errors.Join(m.ledger.release(ctx, m.r), ctx.Err())
+	}
 	m.n++
 	err := m.ledger.lease(m.station, m.n%140, 200*time.Millisecond)
 	if err != nil && !errors.Is(err, errSilence) {
@@ -270,6 +281,112 @@ func (m *machines) act(ctx context.Context, t *testing.T) error {
 }
 
 func (m *machines) check(t *testing.T) { t.Helper(); m.ledger.checkLeases(t, m.r) }
+
+// comer is a VM whose folder is moved in and out.
+type comer struct {
+	r     *router
+	guest *http.Client
+	n     int
+	there bool
+}
+
+func (c *comer) act(ctx context.Context, t *testing.T) error {
+	folder := c.r.drop + "/vms/comer"
+	if c.there {
+		c.there = false
+		if err := os.Rename(folder, c.r.drop+"/vms/.gone"); err != nil {
+			t.Error(err)
+		}
+		_, err := ask(c.guest, "local-hostname") // which paces it
+		return errors.Join(err, ctx.Err())
+	}
+	c.n++
+	coming := c.r.drop + "/vms/.coming"
+	err := errors.Join(
+		os.RemoveAll(c.r.drop+"/vms/.gone"), os.RemoveAll(coming), os.Mkdir(coming, 0o770),
+		os.WriteFile(coming+"/user-data", []byte(versioned(strconv.Itoa(c.n))), 0o660),
+		os.WriteFile(coming+"/vm.yaml", fmt.Appendf(nil, "hostname: comer-%d\nnics: [{network: guest-1, ipv4: 10.1.1.16}]\n", c.n), 0o660),
+		os.Rename(coming, folder),
+	)
+	if err != nil {
+		t.Error(err)
+		return err
+	}
+	c.there = true
+	_, err = ask(c.guest, "local-hostname")
+	return errors.Join(err, ctx.Err())
+}
+
+func (c *comer) check(t *testing.T) {
+	t.Helper()
+	hostname, err1 := ask(c.guest, "local-hostname")
+	data, err2 := ask(c.guest, "user-data")
+	want, version := "", ""
+	if c.there {
+		want, version = fmt.Sprint("comer-", c.n), strconv.Itoa(c.n)
+	}
+	if errors.Join(err1, err2) != nil || hostname != want || versionOf(data) != version {
+		t.Errorf("the guest that comes and goes has the host name %q and user data of %q, %v, %v; want %q", hostname, versionOf(data), err1, err2, want)
+	}
+}
+
+// bundler pushes three VMs in one bundle.
+type bundler struct {
+	r            *router
+	guests       []*http.Client
+	tried, acked int
+	jobs         []string
+}
+
+func (b *bundler) act(ctx context.Context, t *testing.T) error {
+	b.tried++
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	add := func(name, content string) {
+		if err := errors.Join(
+			w.WriteHeader(&tar.Header{Name: name, Mode: 0o660, Size: int64(len(content)), Typeflag: tar.TypeReg}),
+			second(io.WriteString(w, content)),
+		); err != nil {
+			t.Error(err)
+		}
+	}
+	for i := range b.guests {
+		version := fmt.Sprint("bundle-", b.tried)
+		add(fmt.Sprintf("vms/bundle-%d/user-data", i), versioned(version))
+		add(fmt.Sprintf("vms/bundle-%d/vm.yaml", i), fmt.Sprintf("hostname: %s\nnics: [{network: guest-1, ipv4: 10.1.1.%d}]\n", version, 17+i))
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	job, err := b.r.client.PushBundle(ctx, &archive, fmt.Sprintf("%x", sha256.Sum256(archive.Bytes())), false)
+	if err != nil {
+		return err
+	}
+	b.acked = b.tried
+	b.jobs = append(b.jobs, job)
+	_, err = ask(b.guests[0], "local-hostname")
+	return errors.Join(err, ctx.Err())
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func (b *bundler) check(t *testing.T) {
+	t.Helper()
+	for _, id := range b.jobs {
+		if j, err := b.r.client.Job(t.Context(), id); err != nil || j.State != "done" {
+			t.Errorf("job %s of a bundle is %q, %s, %v", id, j.State, j.Error, err)
+		}
+	}
+	b.jobs = nil
+	for i, guest := range b.guests {
+		hostname, err1 := ask(guest, "local-hostname")
+		data, err2 := ask(guest, "user-data")
+		n, _ := strconv.Atoi(strings.TrimPrefix(hostname, "bundle-")) // zero where there is none yet
+		if errors.Join(err1, err2) != nil || n < b.acked || n > b.tried || hostname != "" && versionOf(data) != hostname {
+			t.Errorf("VM %d of the bundle has the host name %q and user data of %q, %v, %v; bundles %d to %d were not lost", i, hostname, versionOf(data), err1, err2, b.acked, b.tried)
+		}
+	}
+}
 
 // reset is a guest whose password is set again and again, and that takes it.
 type reset struct {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,7 +19,6 @@ import (
 type ledger struct {
 	users  map[string]outcome
 	leases map[netip.Addr]string // address -> MAC
-	macs   map[string]netip.Addr // who was acknowledged what
 	maybe  map[netip.Addr]string // asked for, and not answered
 	next   int
 }
@@ -35,7 +35,7 @@ const (
 func newLedger() *ledger {
 	return &ledger{
 		users: make(map[string]outcome), leases: make(map[netip.Addr]string),
-		macs: make(map[string]netip.Addr), maybe: make(map[netip.Addr]string),
+		maybe: make(map[netip.Addr]string),
 	}
 }
 
@@ -76,8 +76,22 @@ func (l *ledger) lease(s *station, n int, wait time.Duration) error {
 	if holder, taken := l.leases[address]; taken && holder != mac {
 		return fmt.Errorf("%w: %s is %s's and was given to %s", errTwice, address, holder, mac)
 	}
-	l.leases[address], l.macs[mac] = mac, address
+	l.leases[address] = mac
 	delete(l.maybe, address)
+	return nil
+}
+
+// release ends a lease that was acknowledged. Whether it has ended is not known until that is acknowledged.
+func (l *ledger) release(ctx context.Context, r *router) error {
+	for address, mac := range l.leases {
+		delete(l.leases, address)
+		l.maybe[address] = mac
+		err := r.client.ReleaseLease(ctx, "", address)
+		if err == nil {
+			delete(l.maybe, address)
+		}
+		return err
+	}
 	return nil
 }
 
