@@ -27,7 +27,8 @@ const callPath = "/v1/cloudstack/extension"
 const maxBody = 64 << 20
 
 // maxBatch is how many bytes of files Client sends in one request, as long as they are more than one.
-const maxBatch = 8 << 20
+// Larger ones need fewer syncs and more memory, of which the agent does not get rid again so well.
+const maxBatch = 1 << 20
 
 type applyRequest struct {
 	Files []File `json:"files"`
