@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -112,18 +113,22 @@ type load struct {
 
 	mu       sync.Mutex
 	done     map[string]int
-	failures []string
+	longest  map[string]time.Duration
+	failures map[string][]error
 }
 
 // keep does something again and again, until stop.
 func (l *load) keep(what string, do func(i int) error) {
 	l.wg.Go(func() {
 		for i := 0; !l.over.Load(); i++ {
+			began := time.Now()
 			err := do(i)
+			took := time.Since(began)
 			l.mu.Lock()
 			l.done[what]++
+			l.longest[what] = max(l.longest[what], took)
 			if err != nil {
-				l.failures = append(l.failures, what+": "+err.Error())
+				l.failures[what] = append(l.failures[what], err)
 			}
 			l.mu.Unlock()
 		}
@@ -134,11 +139,7 @@ func (l *load) keep(what string, do func(i int) error) {
 func (l *load) counts() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	counts := make(map[string]int, len(l.done))
-	for what, n := range l.done {
-		counts[what] = n
-	}
-	return counts
+	return maps.Clone(l.done)
 }
 
 // more waits until everything that goes on was done again.
@@ -167,10 +168,10 @@ const loadGuests = 8
 func loadMAC(i int) string  { return fmt.Sprintf("02:00:00:00:01:%02x", i) }
 func loadAddr(i int) string { return fmt.Sprint("10.1.1.", 50+i) }
 
-// putLoadGuests drops the network and its VMs.
-func putLoadGuests(t *testing.T, r *router, g *nstest.Host) {
+// putLoadGuests drops the network of a device, and its VMs.
+func putLoadGuests(t *testing.T, r *router, g *nstest.Host, device string) {
 	t.Helper()
-	r.put(t, "networks/guest-1.yaml", network+"pin_neighbors: false\npool: {from: 10.1.1.200, to: 10.1.1.250}\n")
+	r.put(t, "networks/guest-1.yaml", "interface: "+device+"\ngateway: 10.1.1.1/24\npin_neighbors: false\npool: {from: 10.1.1.200, to: 10.1.1.250}\n")
 	for i := range loadGuests {
 		g.AddAddr(t, "eth0", loadAddr(i)+"/24")
 		name := fmt.Sprint("vm", i)
@@ -185,7 +186,7 @@ func putLoadGuests(t *testing.T, r *router, g *nstest.Host) {
 // again, which is 3 s at least (RFC 2131, section 4.1).
 func startLoad(t *testing.T, r *router, g *nstest.Host) *load {
 	t.Helper()
-	l := &load{done: make(map[string]int)}
+	l := &load{done: make(map[string]int), longest: make(map[string]time.Duration), failures: make(map[string][]error)}
 	t.Cleanup(l.stop)
 	const patience = 3 * time.Second
 	for i := range 4 {
@@ -251,10 +252,14 @@ func startLoad(t *testing.T, r *router, g *nstest.Host) *load {
 	}
 	list := api.Dial(r.dir + "/api.sock")
 	t.Cleanup(list.Close)
+	all, err := list.VMs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	l.keep("list of VMs", func(int) error {
 		vms, err := list.VMs(context.Background())
-		if err == nil && len(vms) != loadGuests+1 {
-			err = fmt.Errorf("%d VMs", len(vms))
+		if err == nil && len(vms) != len(all) {
+			err = fmt.Errorf("%d VMs of %d", len(vms), len(all))
 		}
 		return err
 	})
@@ -302,7 +307,7 @@ func TestRestartUnderLoadLosesNothing(t *testing.T) {
 	g := r.guest(t, "g", "eth0", macA)
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	u := startUnit(t, r, binary)
-	putLoadGuests(t, r, g)
+	putLoadGuests(t, r, g, "eth0")
 	l := startLoad(t, r, g)
 	for range 5 {
 		l.more(t)
@@ -310,10 +315,11 @@ func TestRestartUnderLoadLosesNothing(t *testing.T) {
 	}
 	l.more(t)
 	l.stop()
-	for _, failure := range l.failures {
-		t.Error(failure)
+	for what, failures := range l.failures {
+		for _, err := range failures {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
-	t.Logf("done: %v", l.counts())
 
 	// All that was acknowledged is done.
 	jobs, err := r.client.Jobs(t.Context(), 0)
@@ -344,7 +350,7 @@ func TestWhatComesBetweenTwoDaemonsIsAnswered(t *testing.T) {
 	g := r.guest(t, "g", "eth0", macA)
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	u := startUnit(t, r, binary)
-	putLoadGuests(t, r, g)
+	putLoadGuests(t, r, g, "eth0")
 	for name, signal := range map[string]syscall.Signal{"stopped": syscall.SIGTERM, "killed": syscall.SIGKILL} {
 		t.Run(name, func(t *testing.T) {
 			u.end(t, signal)
@@ -501,7 +507,7 @@ func TestLoadNoticesAFailure(t *testing.T) {
 	g := r.guest(t, "g", "eth0", macA)
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	u := startUnit(t, r, binary)
-	putLoadGuests(t, r, g)
+	putLoadGuests(t, r, g, "eth0")
 	l := startLoad(t, r, g)
 	l.more(t)
 	u.end(t, syscall.SIGTERM)

@@ -35,17 +35,24 @@ Exit status 0, or 1 with the reason.`,
 // serve runs the agent until ctx ends, and passes on what systemd and signals have to say: READY=1,
 // the watchdog, SIGHUP.
 func serve(ctx context.Context, config string, std stdio) error {
+	collect := func(int) {}
 	if os.Getenv("GOGC") == "" {
-		// A router has 256 MB. What lives is small and stays for long, so collecting twice as often
-		// costs little and saves a third of the memory.
-		debug.SetGCPercent(50)
+		collect = func(percent int) { debug.SetGCPercent(percent) }
 	}
+	// What is read at the start stays, so that to collect often would cost a fifth of the time for
+	// nothing, and guests may be waiting.
+	collect(200)
 	version, _ := buildVersion()
 	a, err := agent.New(agent.Options{
 		Config:  config,
 		Version: version,
 		Log:     std.err,
-		Ready:   func() { tell(std, daemon.SdNotifyReady) },
+		Ready: func() {
+			// A router has 256 MB. What lives is small and stays for long, so collecting twice as often
+			// costs little and saves a third of the memory.
+			collect(50)
+			tell(std, daemon.SdNotifyReady)
+		},
 
 		Notify:    os.Getenv("NOTIFY_SOCKET"),
 		Inherited: handover.Inherited(),
