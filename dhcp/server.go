@@ -55,7 +55,7 @@ type Server struct {
 	storeSince time.Time
 	followErr  error // why the shared store cannot be followed
 	followFrom time.Time
-	followTold time.Time // when it was logged
+	followTold time.Time      // when it was logged
 	tasks      sync.WaitGroup // of ports
 }
 

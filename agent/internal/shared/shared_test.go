@@ -41,13 +41,20 @@ type side struct {
 
 func newSide(t *testing.T, orphans []dhcp.Lease, adopted func()) *side {
 	t.Helper()
-	client, err := etcd.NewClient(etcd.Options{Endpoints: []string{"http://" + address}})
+	s := newSideOf(t, []string{"http://" + address})
+	s.leases = s.store.Leases(orphans, adopted)
+	return s
+}
+
+func newSideOf(t *testing.T, endpoints []string) *side {
+	t.Helper()
+	client, err := etcd.NewClient(etcd.Options{Endpoints: endpoints})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
 	s := &side{store: shared.NewStore(shared.Options{KV: client, Prefix: "/pair-7"}), etcd: client, told: make(map[string]string)}
-	s.leases = s.store.Leases(orphans, adopted)
+	s.leases = s.store.Leases(nil, nil)
 	return s
 }
 
@@ -397,6 +404,42 @@ func TestStoreThatCannotBeWrittenCountsAsAway(t *testing.T) {
 			t.Errorf("Follow: %v, status %+v", err, s)
 		}
 	}
+}
+
+// A member that the others do not hear of any more would tell old news, and take no leases.
+func TestMemberWithoutAMajorityCountsAsAway(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	members, endpoints := etcdtest.StartCluster(t, nstest.Here(t))
+	a, b := newSideOf(t, endpoints), newSideOf(t, []string{endpoints[1], endpoints[2], endpoints[0]})
+	a.follow(t)
+	b.follow(t)
+	a.commit(t, lease("10.1.1.1", 1))
+	b.knows(t, map[string]string{"10.1.1.1": bound(1)})
+	members[0].Stop(t) // two of three are an etcd
+	a.mu.Lock()
+	rounds := a.rounds
+	a.mu.Unlock()
+	a.await(t, "a to turn to another member", func() bool { return a.current && a.rounds > rounds })
+	// The members that are left may be about to agree on a leader.
+	soon := func(s *side, l dhcp.Lease) {
+		t.Helper()
+		nstest.Poll(t, waitTime, "a lease to be stored", func() bool { return s.leases.Commit(t.Context(), []dhcp.Lease{l}) == nil })
+	}
+	soon(a, lease("10.1.1.2", 2))
+	b.knows(t, map[string]string{"10.1.1.1": bound(1), "10.1.1.2": bound(2)})
+	members[1].Stop(t) // one is none
+	a.await(t, "a to notice", func() bool { return !a.current })
+	b.await(t, "b to notice", func() bool { return !b.current })
+	if err := b.leases.Commit(t.Context(), []dhcp.Lease{lease("10.1.1.3", 3)}); err == nil {
+		t.Error("a lease is stored by a minority")
+	}
+	members[1].Start(t)
+	b.await(t, "b to go on", func() bool { return b.current })
+	a.await(t, "a to go on", func() bool { return a.current })
+	soon(b, lease("10.1.1.4", 4))
+	a.await(t, "a to be told", func() bool { return a.told["10.1.1.4"] == bound(4) })
 }
 
 func TestEmptiedStoreGetsBackWhatTheRoutersKnow(t *testing.T) {

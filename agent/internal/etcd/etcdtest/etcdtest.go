@@ -21,12 +21,12 @@ import (
 	"vragent/netcfg/nstest"
 )
 
-// Server is an etcd of one member. Its methods are for one goroutine.
+// Server is a member of an etcd, the only one of most. Its methods are for one goroutine.
 type Server struct {
 	t       testing.TB // the process ends with it
 	host    *nstest.Host
 	dir     string
-	address string
+	health  string // URL
 	args    []string
 	process *nstest.Process
 }
@@ -36,10 +36,8 @@ type Server struct {
 // installed.
 func Start(t testing.TB, h *nstest.Host, address string, certs *Certs) *Server {
 	t.Helper()
-	if _, err := os.Stat("/usr/bin/etcd"); err != nil {
-		t.Skip("etcd is not installed (etcd-server)")
-	}
-	s := &Server{t: t, host: h, dir: filepath.Join(t.TempDir(), "etcd"), address: address}
+	const peer = "http://127.0.0.1:2380"
+	s := newServer(t, h, "one", peer, "one="+peer, 2381)
 	scheme := "http"
 	if certs != nil {
 		scheme = "https"
@@ -48,29 +46,64 @@ func Start(t testing.TB, h *nstest.Host, address string, certs *Certs) *Server {
 			t.Fatal(err)
 		}
 		pair := certs.Make(t, "server", host)
-		s.args = []string{"--client-cert-auth", "--trusted-ca-file", certs.CA, "--cert-file", pair.Cert, "--key-file", pair.Key}
+		s.args = append(s.args, "--client-cert-auth", "--trusted-ca-file", certs.CA, "--cert-file", pair.Cert, "--key-file", pair.Key)
 	}
-	const peer = "http://127.0.0.1:2380"
-	s.args = append(s.args, "--name", "one", "--data-dir", s.dir, "--log-level", "warn", "--logger", "zap",
-		"--heartbeat-interval", "10", "--election-timeout", "50", // it elects itself sooner
-		"--listen-client-urls", scheme+"://"+address, "--advertise-client-urls", scheme+"://"+address,
-		"--listen-metrics-urls", "http://127.0.0.1:2381",
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "one="+peer)
+	s.args = append(s.args, "--heartbeat-interval", "10", "--election-timeout", "50", // it elects itself sooner
+		"--listen-client-urls", scheme+"://"+address, "--advertise-client-urls", scheme+"://"+address)
 	s.Start(t)
+	return s
+}
+
+// StartCluster starts an etcd of three members on the loopback address of h, and returns them with their
+// endpoints once it serves.
+func StartCluster(t testing.TB, h *nstest.Host) (members []*Server, endpoints []string) {
+	t.Helper()
+	const first = 2379
+	peer := func(i int) string { return fmt.Sprintf("http://127.0.0.1:%d", first+10*i+1) }
+	cluster := fmt.Sprintf("m0=%s,m1=%s,m2=%s", peer(0), peer(1), peer(2))
+	for i := range 3 {
+		s := newServer(t, h, fmt.Sprint("m", i), peer(i), cluster, first+10*i+2)
+		endpoint := fmt.Sprintf("http://127.0.0.1:%d", first+10*i)
+		s.args = append(s.args, "--listen-client-urls", endpoint, "--advertise-client-urls", endpoint)
+		s.launch()
+		members, endpoints = append(members, s), append(endpoints, endpoint)
+	}
+	for _, s := range members {
+		s.await(t)
+	}
+	return members, endpoints
+}
+
+func newServer(t testing.TB, h *nstest.Host, name, peer, cluster string, healthPort int) *Server {
+	t.Helper()
+	if _, err := os.Stat("/usr/bin/etcd"); err != nil {
+		t.Skip("etcd is not installed (etcd-server)")
+	}
+	health := fmt.Sprintf("http://127.0.0.1:%d", healthPort)
+	s := &Server{t: t, host: h, dir: filepath.Join(t.TempDir(), "etcd-"+name), health: health + "/health"}
+	s.args = []string{"--name", name, "--data-dir", s.dir, "--log-level", "warn", "--logger", "zap", "--listen-metrics-urls", health,
+		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster}
 	return s
 }
 
 // Start starts it again after Stop, and returns once it serves.
 func (s *Server) Start(t testing.TB) {
 	t.Helper()
-	s.process = s.host.Start(s.t, "/usr/bin/etcd", s.args...)
+	s.launch()
+	s.await(t)
+}
+
+func (s *Server) launch() { s.process = s.host.Start(s.t, "/usr/bin/etcd", s.args...) }
+
+func (s *Server) await(t testing.TB) {
+	t.Helper()
 	nstest.Poll(t, time.Minute, "etcd to be healthy", func() bool {
 		select {
 		case <-s.process.Exited():
 			t.Fatalf("etcd ended: %v\n%s", s.process.Wait(), s.process.Output())
 		default:
 		}
-		out, err := s.host.Output(t, "curl", "-sSf", "--max-time", "1", "--noproxy", "*", "http://127.0.0.1:2381/health")
+		out, err := s.host.Output(t, "curl", "-sSf", "--max-time", "1", "--noproxy", "*", s.health)
 		return err == nil && out == `{"health":"true"}`
 	})
 }
