@@ -182,8 +182,8 @@ func (d *Dialect) scope(name string) *Memory {
 	return m
 }
 
-// take brings events into force together, which spares guests every state in between, or one by one
-// where that would have some of them rejected.
+// take brings events into force together, which spares guests every state in between, or one half
+// after the other where that would have some of them rejected, and so on until those stand alone.
 func (d *Dialect) take(ctx context.Context, m *Memory, events []Event, at []int, results []Result) error {
 	if len(events) == 0 {
 		return nil
@@ -212,12 +212,11 @@ func (d *Dialect) take(ctx context.Context, m *Memory, events []Event, at []int,
 		results[at[0]].worsen(refused)
 		return nil
 	}
-	for i := range events {
-		if err := d.take(ctx, m, events[i:i+1], at[i:i+1], results); err != nil {
-			return err
-		}
+	half := len(events) / 2
+	if err := d.take(ctx, m, events[:half], at[:half], results); err != nil {
+		return err
 	}
-	return nil
+	return d.take(ctx, m, events[half:], at[half:], results)
 }
 
 // surrounded returns events as they stand among the router's devices, which come first where an

@@ -413,6 +413,25 @@ func TestOneFaultStopsNoOtherFile(t *testing.T) {
 	if got := b.guest(net0, ip0); got != `0a A "a" -` {
 		t.Errorf("served as %s", got)
 	}
+
+	// Nor does it make those beside it slow.
+	many := []File{file(leaseFile("10.1.1.51", "0b"))}
+	for i := range 200 {
+		many = append(many, file(strings.Replace(leaseFile(fmt.Sprintf("10.1.1.%d", 53+i), "00"), "00:00:00:00", fmt.Sprintf("00:00:01:%02x", i), 1)))
+	}
+	puts := b.door.puts
+	results, err = b.Apply(context.Background(), many)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range results {
+		if (r.State == Rejected) != (i == 0) {
+			t.Errorf("file %d: %+v", i, r)
+		}
+	}
+	if got := b.door.puts - puts; got > 8 {
+		t.Errorf("%d writes for 200 files beside one that is rejected", got)
+	}
 }
 
 // vm returns what is in force of a guest.
