@@ -27,6 +27,10 @@ ip link add lan type bridge
 ip address add 10.1.1.1/24 dev lan
 ip link set lan up
 
+# ours lists everything on the system that bears our name.
+ours() { find /etc /usr /var /run -xdev -name '*vragent*' | LC_ALL=C sort; }
+ours >/tmp/before
+
 say "Installed"
 dpkg -i "$deb" >"$log" 2>&1 || show <"$log"
 promise "the daemon runs" active "$(systemctl is-active vragent)"
@@ -174,7 +178,7 @@ promise "the daemon is stopped" inactive "$(systemctl is-active vragent || true)
 promise "the configuration stays" 0 "$(exit_status ls /etc/vragent/agent.yaml)"
 promise "what was dropped stays" 0 "$(exit_status ls $drop/vms/web-1/vm.yaml)"
 dpkg -P vragent >"$log" 2>&1 || show <"$log"
-promise "nothing of it is left" "" "$(ls -d /etc/vragent /var/lib/vragent /run/vragent /lib/systemd/system/vragent.service 2>/dev/null)"
+promise "nothing of it is left" "" "$(ours | diff /tmp/before - || true)"
 
 say "The rpm installed"
 rpms() { rpm --force-debian --nodeps "$@" >"$log" 2>&1 || show <"$log"; }
