@@ -112,7 +112,19 @@ promise "and the guest's address" "10.1.1.34 web-1 10.1.1.1 10.1.1.1" "$(boot we
 dpkg-divert --local --quiet --no-rename --remove /opt/cloud/bin/vr_cfg.sh
 
 say "Taken over"
-dpkg --configure vragent-cloudstack >"$log" 2>&1 || show <"$log"
+# A script that had been started before, and reads its file when ours are in the place already.
+mkfifo $cache/vm_dhcp_entry.json.late
+/opt/cloud/bin/update_config.py vm_dhcp_entry.json.late false >/dev/null &
+script=$!
+dpkg --configure vragent-cloudstack >"$log" 2>&1 &
+installation=$!
+diverted() { grep -q vragent-cloudstack /opt/cloud/bin/vr_cfg.sh; }
+within 30 diverted || show <"$log"
+echo '{"host_name":"late-1","mac_address":"02:00:4c:5f:00:08","ipv4_address":"10.1.1.40","default_gateway":"10.1.1.1","default_entry":true,"remove":false,"type":"dhcpentry"}' \
+	>$cache/vm_dhcp_entry.json.late
+wait $script || true
+wait $installation || show <"$log"
+guest late 02:00:4c:5f:00:08
 grep '^Taken over' "$log" | show
 promise "the package is installed" ii "$(dpkg-query -W -f '${db:Status-Abbrev}' vragent-cloudstack | tr -d ' ')"
 promise "Apache is masked" masked "$(systemctl is-enabled apache2 2>/dev/null)"
@@ -125,6 +137,7 @@ promise "and TFTP" dnsmasq "$(who 69)"
 promise "it knows the data server" 10.1.1.1 "$(resolve web data-server)"
 promise "the guest keeps its address" "10.1.1.34 web-1 10.1.1.1 10.1.1.1" "$(boot web)"
 promise "and the other" "10.1.1.35 db-1 10.1.1.1 10.1.1.1" "$(boot db)"
+promise "and one that a script that still ran told of" "10.1.1.40 late-1 10.1.1.1 10.1.1.1" "$(boot late)"
 promise "its user data" "web boots" "$(get web user-data)"
 promise "its metadata" "id-web" "$(get web meta-data/instance-id)"
 promise "a password that was taken stays taken" saved_password "$(password web send_my_password)"
