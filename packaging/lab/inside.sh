@@ -40,6 +40,20 @@ works() {
 	fi
 }
 
+# becomes TEXT WANT COMMAND...: promises that the command comes to print that.
+becomes() {
+	text=$1
+	want=$2
+	shift 2
+	within 30 prints "$want" "$@" || true
+	promise "$text" "$want" "$("$@")"
+}
+prints() {
+	want=$1
+	shift
+	[ "$("$@")" = "$want" ]
+}
+
 # A scenario that breaks off is not as promised either, and its journals tell why.
 finished=
 leave() {

@@ -104,6 +104,16 @@ guest() {
 	plug "$1" eth0 "$3" "$4"
 }
 
+# failed NAME prints its units that have failed; errors NAME [MARK] what those of vragent logged as
+# errors, since the mark.
+failed() { inside "$1" systemctl list-units --state failed --plain --no-legend | cut -d ' ' -f 1; }
+errors() { inside "$1" journalctl --quiet --no-pager --output cat --priority err --unit 'vragent*' ${2:+--after-cursor "$2"}; }
+mark() { inside "$1" journalctl --quiet --lines 1 --show-cursor | sed -n 's/^-- cursor: //p'; }
+# listens NAME -t|-u PORT prints the programs that do.
+listens() { inside "$1" ss -Hlnp "$2" "sport = $3" | sed -n 's/.*users:(("\([^"]*\)".*/\1/p' | sort -u; }
+# serving NAME prints who answers DHCP, metadata and passwords.
+serving() { echo $(listens "$1" -u 67) $(listens "$1" -t 80) $(listens "$1" -t 8080); }
+
 # What a guest made of it.
 #
 # cloud_init NAME prints done, or what it has to say instead. Warnings are its log's.
@@ -136,6 +146,9 @@ with_password() {
 # fetch NAME PATH prints what the guest reads from its router.
 fetch() { inside "$1" curl --silent --show-error --max-time 5 "http://10.1.1.1$2"; }
 password_server() { inside "$1" curl --silent --max-time 12 --header 'DomU_Request: send_my_password' http://10.1.1.1:8080/; }
+
+# renews NAME: asks for the address that it has, as after a reboot, and gets it.
+renews() { inside "$1" dhclient -1 -v -lf /var/lib/dhcp/dhclient.eth0.leases -pf /run/again.pid eth0; }
 
 # journals: what the machines have to say about a failure.
 journals() {

@@ -13,10 +13,10 @@ router() {
 	# It forwards, and says at once to whoever asks a resolver outside that there is no way there.
 	ip netns exec "$1" sysctl -q net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0
 }
-# with_packages ROUTER: has them in its image.
+# with_packages ROUTER [PATTERN]: has them in its image, or those alone whose names fit.
 with_packages() {
 	mkdir "$lab/$1/disk/root/debs"
-	cp "$dir"/debs/* "$lab/$1/disk/root/debs/"
+	cp "$dir"/debs/${2:-*.deb} "$lab/$1/disk/root/debs/"
 	mount -t proc proc "$lab/$1/disk/proc"
 	chroot "$lab/$1/disk" sh -c 'dpkg -i /root/debs/*' >"$lab/$1/dpkg" 2>&1 || {
 		cat "$lab/$1/dpkg" >&2
@@ -42,6 +42,13 @@ drop() {
 	scp -P 3922 $ssh_options "$lab/$name" "root@$(cat "$lab/$1/control"):/var/cache/cloud/" &&
 		on "$1" "/opt/cloud/bin/update_config.py $name ${3:-}"
 }
+# put ROUTER FOLDER: the files of a drop directory, by plain scp; prints what became of them.
+put() {
+	# shellcheck disable=SC2086 # options
+	scp -r -P 3922 $ssh_options "$2/." "root@$(cat "$lab/$1/control"):/var/lib/vragent/drop/" &&
+		on "$1" vragent wait
+}
+
 # order BASE: a further order for aggregated, whose JSON is standard input.
 order() {
 	name=/var/cache/cloud/$1.json.$(cat /proc/sys/kernel/random/uuid)
@@ -78,3 +85,24 @@ vm_metadata() {
 }
 # vm_password ADDRESS PASSWORD
 vm_password() { printf '{"ip_address":"%s","password":"%s","type":"vmpassword","delete_from_processed_cache":false}\n' "$1" "$2"; }
+
+# An isolated network: 10.1.1.0/24, whose router is .1. Its VMs are told apart by the last number.
+#
+# isolated_router NAME: the router, switched off.
+isolated_router() {
+	router "$1" 169.254.88.17 'template=domP type=router eth0ip=10.1.1.1 eth0mask=255.255.255.0 eth1ip=169.254.88.17 eth1mask=255.255.0.0 eth2ip=203.0.113.24 eth2mask=255.255.255.0 gateway=203.0.113.1 domain=cs7cloud.internal cidrsize=24 dhcprange=10.1.1.1 disable_rp_filter=true dns1=192.0.2.53 dns2=198.51.100.53'
+	plug "$1" eth0 02:00:0a:01:01:01 guests
+	plug "$1" eth1 0e:00:a9:fe:58:11 control
+	plug "$1" eth2 1e:00:cb:00:71:18 public
+}
+mac() { echo "02:01:00:cb:00:$1"; }
+uuid() { echo "0b3b9a6e-3d3d-4c55-a4f6-1f6b1f0f9d$1"; }
+# start ROUTER NAME NUMBER: what the router is told before a VM boots. Its password is $first and the
+# number, its user data a script.
+first='first&=%+q$z'
+start() {
+	dhcp_entry "$2" "$(mac "$3")" "10.1.1.$3" | drop "$1" vm_dhcp_entry &&
+		printf '#!/bin/sh\necho "%s says hello" >/root/ran\n' "$2" |
+		vm_metadata "$2" "$(uuid "$3")" "10.1.1.$3" "$(cat "$dir/user.pub")" | drop "$1" vm_metadata &&
+		vm_password "10.1.1.$3" "$first$3" | drop "$1" vm_password
+}

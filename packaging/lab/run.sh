@@ -32,6 +32,11 @@ groups=$(findmnt -n -o TARGET -t cgroup2 | head -n 1)
 [ -n "$groups" ] || cannot "no cgroup2 is mounted, which systemd wants"
 mine=$groups$(sed -n 's/^0:://p' /proc/self/cgroup)/vragent-lab.$$
 
+# empty removes the control groups of what has ended, once the kernel is done with it.
+empty() {
+	until find "$mine" -depth -type d -exec rmdir {} + 2>/dev/null || [ ! -d "$mine" ]; do sleep 0.05; done
+}
+
 dir=$(mktemp -d)
 child=
 tidy() {
@@ -39,7 +44,7 @@ tidy() {
 		kill -KILL "$child" 2>/dev/null || true # and with it all in its namespaces
 		wait "$child" 2>/dev/null || true
 	fi
-	until find "$mine" -depth -type d -exec rmdir {} + 2>/dev/null || [ ! -d "$mine" ]; do sleep 0.05; done
+	empty
 	rm -rf "$dir"
 }
 trap tidy EXIT
@@ -47,20 +52,21 @@ trap 'exit 130' INT TERM
 
 # boxed COMMAND...: runs it in namespaces of its own, which end with it.
 boxed() {
+	mkdir "$mine" || return 1
 	sh -c 'echo $$ >"$0/cgroup.procs"; exec unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child --mount-proc "$@"' \
 		"$mine" "$@" </dev/null &
 	child=$!
 	status=0
 	wait "$child" || status=$?
 	child=
+	empty
 	return "$status"
 }
 
-mkdir "$mine" 2>/dev/null || cannot "it may not make a cgroup in $groups"
 mkdir "$dir/a" "$dir/b"
 boxed sh -c 'mount -t tmpfs tmpfs "$1" && mkdir "$1/u" "$1/w" && mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/u,workdir=$1/w" "$2" &&
 	mount -t cgroup2 cgroup2 "$1" && ip link add lab type bridge' - "$dir/a" "$dir/b" >"$dir/try" 2>&1 ||
-	cannot "namespaces, overlays and bridges are not all to be had: $(cat "$dir/try")"
+	cannot "control groups, namespaces, overlays and bridges are not all to be had: $(cat "$dir/try")"
 
 cache=${XDG_CACHE_HOME:-/var/cache}/vragent-lab
 "$here/images.sh" "$cache"
