@@ -11,6 +11,10 @@ import (
 	"vragent/agent/internal/cloudstack"
 )
 
+// batchBytes is from how many bytes on files of ours that follow each other go to the agent, so that
+// a large aggregated file is never held as a whole.
+const batchBytes = 1 << 20
+
 // vrConfig takes an aggregated file in, item by item in its order. Files of ours that follow each
 // other go to the agent together. A failing item stops no other. What programs print goes to the
 // router's log, as it always has; the management server is told which failed, and the end of that.
@@ -22,7 +26,7 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 	archive := r.in.Archive
 	path := archive.Path(args[1])
 	name := filepath.Base(path)
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		if archive.Has(path) {
 			r.logf("%s: was taken in before", name)
@@ -31,13 +35,9 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 		r.sayf("%v", err)
 		return 1
 	}
-	items, err := cloudstack.Aggregated(data)
+	defer f.Close()
+	r.logf("%s: begins", name)
 	status := 0
-	if err != nil {
-		r.sayf("%s: %v", name, err)
-		status = 1
-	}
-	r.logf("%s: begins, %d items", name, len(items))
 	worst := func(s int) {
 		if s != 0 {
 			status = 1
@@ -45,7 +45,9 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 	}
 	env := append(os.Environ(), "DEFER_CONFIG=true")
 	inside := make(map[string][]byte) // files of ours, which nobody else reads
+	taken := make(map[string]bool)    // those that a command has named
 	var batch []cloudstack.File
+	size := 0 // of the batch
 	first := true
 	flush := func() {
 		if len(batch) > 0 {
@@ -55,10 +57,15 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 			}
 			results, err := r.in.Taker.Apply(ctx, batch)
 			worst(r.report(results, err))
-			batch = nil
+			batch, size = nil, 0
 		}
 	}
-	for _, item := range items {
+	for item, err := range cloudstack.Items(f) {
+		if err != nil {
+			r.sayf("%s: %v", name, err)
+			worst(1)
+			break
+		}
 		if item.Path != "" {
 			if cloudstack.KindOf(item.Path).Ours() {
 				inside[filepath.Base(item.Path)] = item.Data
@@ -70,9 +77,18 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 		}
 		args, ok := item.UpdateConfig()
 		if ok {
-			if content, held := inside[filepath.Base(args[0])]; held {
-				batch = append(batch, cloudstack.File{Name: args[0], Data: content})
+			file := filepath.Base(args[0])
+			if content, held := inside[file]; held {
+				delete(inside, file)
+				taken[file] = true
+				batch, size = append(batch, cloudstack.File{Name: args[0], Data: content}), size+len(content)
+				if size >= batchBytes {
+					flush()
+				}
 				continue
+			}
+			if taken[file] {
+				continue // it is in force, or the server is told why not
 			}
 		}
 		flush()
@@ -97,7 +113,7 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 	}
 	// A file that failed stays, so that trying it again does try again.
 	if status == 0 && filepath.Dir(path) == filepath.Clean(archive.Dir) {
-		if err := archive.Done(name, data, true); err != nil {
+		if err := archive.DoneFile(name); err != nil {
 			r.sayf("%v", err)
 		}
 		if err := archive.Prune(time.Now()); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -194,6 +195,44 @@ func TestAggregatedFileAfterTheRoutersOwn(t *testing.T) {
 	if got := strings.Join(taken.names, " "); status != 0 || got != "cmd_line.json vm_password.json.1 vm_password.json.2" || out.String() != "cmd_line.json: rejected: is torn\n" {
 		t.Errorf("status %d, taken %q, printed %q; want 0, the router's own file first and once, and what is wrong with it", status, got, out)
 	}
+}
+
+func TestAggregatedFileIsNotHeldAsAWhole(t *testing.T) {
+	r, taken, out := newRouter(t, false)
+	var most int
+	r.in.Taker = applier(func(ctx context.Context, files []cloudstack.File) ([]cloudstack.Result, error) {
+		size := 0
+		for _, f := range files {
+			size += len(f.Data)
+		}
+		most = max(most, size)
+		return taken.Apply(ctx, files)
+	})
+	const n, each = 100, 64 << 10
+	var cfg strings.Builder
+	for i := range n {
+		name := fmt.Sprintf("vm_metadata.json.%d", i)
+		cfg.WriteString("<file>\n/c/" + name + "\n" + strings.Repeat("x", each) + "\n</file>\n")
+		cfg.WriteString(strings.Repeat("<script>\nupdate_config.py "+name+"\n</script>\n", 2)) // twice is once
+	}
+	path := r.in.Archive.Dir + "/VR-u.cfg"
+	write(t, path, cfg.String())
+	if status := r.run(context.Background(), "vr_cfg.sh", []string{"-c", path}); status != 0 || len(taken.names) != n {
+		t.Errorf("status %d, %d files taken in; want %d of them\n%s", status, len(taken.names), n, out)
+	}
+	if most < each || most > batchBytes+2*each {
+		t.Errorf("%d bytes at once", most)
+	}
+	if !r.in.Archive.Has(path) {
+		t.Error("it is not archived")
+	}
+}
+
+// applier is a function that takes files in.
+type applier func(context.Context, []cloudstack.File) ([]cloudstack.Result, error)
+
+func (a applier) Apply(ctx context.Context, files []cloudstack.File) ([]cloudstack.Result, error) {
+	return a(ctx, files)
 }
 
 func TestAggregatedFileThatBreaksOff(t *testing.T) {

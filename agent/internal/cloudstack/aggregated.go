@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
+	"iter"
 	"path/filepath"
 	"strings"
 )
@@ -15,49 +17,82 @@ type Item struct {
 	Line string // the command
 }
 
-// Aggregated reads a VR-*.cfg, in which a management server sends all that a router needs at its
-// start: sections of one file or one command, in order. Lines that begin with # and sections of
-// other kinds are passed over. Where the file breaks off, the items before come back with the error.
+// Items reads a VR-*.cfg, in which a management server sends all that a router needs at its start:
+// sections of one file or one command, in order. Lines that begin with # and sections of other kinds
+// are passed over. Where the file breaks off, the error comes last. One item is held at a time.
+func Items(r io.Reader) iter.Seq2[Item, error] {
+	return func(yield func(Item, error) bool) {
+		lines := bufio.NewReader(r)
+		number := 0
+		var fault error
+		next := func() (line string, ok bool) {
+			line, err := lines.ReadString('\n')
+			if err != nil && err != io.EOF {
+				fault = err
+			}
+			if err != nil && line == "" {
+				return "", false
+			}
+			number++
+			return strings.Trim(line, " \t\r\n"), true
+		}
+		breaksOff := func(inside string) {
+			if fault == nil {
+				fault = fmt.Errorf("line %d: breaks off inside a <%s>", number, inside)
+			}
+			yield(Item{}, fault)
+		}
+		for {
+			line, ok := next()
+			if !ok {
+				if fault != nil {
+					yield(Item{}, fault)
+				}
+				return
+			}
+			var item Item
+			switch line {
+			case "<file>":
+				path, ok := next()
+				item.Path = path
+				for ok {
+					if line, ok = next(); !ok || line == "</file>" {
+						break
+					}
+					item.Data = append(append(item.Data, line...), '\n')
+				}
+				if !ok {
+					breaksOff("file")
+					return
+				}
+			case "<script>":
+				command, _ := next()
+				if end, ok := next(); !ok || end != "</script>" {
+					breaksOff("script")
+					return
+				}
+				item.Line = command
+			default:
+				continue
+			}
+			if !yield(item, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Aggregated returns all Items of a file. Where it breaks off, the items before come back with the
+// error.
 func Aggregated(data []byte) ([]Item, error) {
 	var items []Item
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	lines.Buffer(nil, len(data)+1)
-	number := 0
-	next := func() (string, bool) {
-		if !lines.Scan() {
-			return "", false
+	for item, err := range Items(bytes.NewReader(data)) {
+		if err != nil {
+			return items, err
 		}
-		number++
-		return strings.Trim(lines.Text(), " \t\r"), true
+		items = append(items, item)
 	}
-	for {
-		line, ok := next()
-		if !ok {
-			return items, nil
-		}
-		switch line {
-		case "<file>":
-			path, ok := next()
-			item := Item{Path: path}
-			for ok {
-				if line, ok = next(); !ok || line == "</file>" {
-					break
-				}
-				item.Data = append(append(item.Data, line...), '\n')
-			}
-			if !ok {
-				return items, fmt.Errorf("line %d: breaks off inside a <file>", number)
-			}
-			items = append(items, item)
-		case "<script>":
-			command, ok := next()
-			end, closed := next()
-			if !ok || !closed || end != "</script>" {
-				return items, fmt.Errorf("line %d: a <script> without its end", number)
-			}
-			items = append(items, Item{Line: command})
-		}
-	}
+	return items, nil
 }
 
 // UpdateConfig tells whether the command is update_config.py, and with which arguments.

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -53,6 +54,10 @@ func (a Archive) Has(name string) bool {
 // A name without a suffix of its own gets the time for one, as files of the router itself come
 // again and again under one name.
 func (a Archive) Keep(name string, data []byte) error {
+	return a.keep(name, bytes.NewReader(data))
+}
+
+func (a Archive) keep(name string, data io.Reader) error {
 	name = filepath.Base(name)
 	if strings.HasSuffix(name, ".json") {
 		name += "." + time.Now().UTC().Format("20060102T150405.000000000")
@@ -61,20 +66,13 @@ func (a Archive) Keep(name string, data []byte) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	if _, err := z.Write(data); err != nil {
-		return err
-	}
-	if err := z.Close(); err != nil {
-		return err
-	}
 	temp, err := os.CreateTemp(folder, ".new-") // mode 0600
 	if err != nil {
 		return err
 	}
-	_, err = temp.Write(b.Bytes())
-	err = errors.Join(err, temp.Close())
+	z := gzip.NewWriter(temp)
+	_, err = io.Copy(z, data)
+	err = errors.Join(err, z.Close(), temp.Close())
 	if err == nil {
 		err = os.Rename(temp.Name(), a.processed(name))
 	}
@@ -96,6 +94,19 @@ func (a Archive) Done(name string, data []byte, keep bool) error {
 		return fmt.Errorf("archive: %w", err)
 	}
 	return nil
+}
+
+// DoneFile archives a file of any size that has been taken in and removes it.
+func (a Archive) DoneFile(name string) error {
+	f, err := os.Open(a.Path(name))
+	if err != nil {
+		return fmt.Errorf("archive: %w", err)
+	}
+	defer f.Close()
+	if err := a.keep(name, f); err != nil {
+		return fmt.Errorf("archive: %w", err)
+	}
+	return a.Done(name, nil, false)
 }
 
 // Prune removes from the archive what is too old or too many, the oldest first. It looks at ages
