@@ -142,6 +142,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.mu.Unlock()
 
 	s.readLeases() // before the first client is heard, who may be a stranger
+	s.takeOffers()
 	s.mu.Lock()
 	s.serving = true
 	s.reconcile()
@@ -168,6 +169,7 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 			s.mu.Unlock()
 			s.tasks.Wait() // nothing adds to the journal any more
+			s.leaveOffers()
 			endJournal()
 			journal.Wait()
 			return nil

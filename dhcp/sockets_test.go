@@ -82,7 +82,13 @@ func (l *lab) run(opts ServerOptions, devices ...Device) (stop func()) {
 // discover broadcasts a DISCOVER.
 func discover(t *testing.T, guest *nstest.Host, mac MAC) {
 	t.Helper()
-	message, err := dhcpv4.NewDiscovery(mac[:])
+	send(t, guest, mac, dhcpv4.WithMessageType(dhcpv4.MessageTypeDiscover))
+}
+
+// send broadcasts a message of a client.
+func send(t *testing.T, guest *nstest.Host, mac MAC, modifiers ...dhcpv4.Modifier) {
+	t.Helper()
+	message, err := dhcpv4.New(append(modifiers, dhcpv4.WithHwAddr(mac[:]), dhcpv4.WithBroadcast(true))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,6 +174,99 @@ func TestStrangerBetweenTwoServersIsAnswered(t *testing.T) {
 		if last := l.server.Last(nobody); len(last) != 1 || last[0].Answer != "OFFER" {
 			t.Errorf("Last() = %+v, want one OFFER", last)
 		}
+	}
+}
+
+// Two strangers are in the middle of it when the server is restarted: one has its offer, and the other
+// one's DISCOVER comes before the REQUEST.
+func TestOfferOutlivesItsServer(t *testing.T) {
+	if !nstest.Enter(t) {
+		return
+	}
+	l := &lab{t: t, router: nstest.Here(t)}
+	guest := nstest.NewHost(t, "guest")
+	nstest.Pair(t, l.router, "eth0", guest, "eth0")
+	guest.AddAddr(t, "eth0", "10.1.1.99/24")
+	l.router.AddAddr(t, "eth0", "10.1.1.1/24")
+	sockets, device := keepSockets(t), l.device("eth0", "guest-1")
+	start := func() (stop func()) {
+		l.table = NewTable()
+		l.table.SetNetwork(poolNetwork(2))
+		return l.run(ServerOptions{Sockets: sockets, Leases: &memoryLeases{}}, device)
+	}
+	other := MAC{2, 0, 0, 0, 0, 99}
+	stop := start()
+	discover(t, guest, nobody)
+	first := l.waitAnswer(nobody, "DISCOVER", "OFFER").Address
+	stop()
+	if _, ok := sockets.kept[offersName]; !ok {
+		t.Fatalf("kept: %v", sockets.kept)
+	}
+	discover(t, guest, other)
+	send(t, guest, nobody, dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(10, 1, 1, 1))), dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(first.AsSlice())))
+
+	stop = start()
+	if got := l.waitAnswer(nobody, "REQUEST", "ACK").Address; got != first {
+		t.Errorf("ACK of %s, want %s", got, first)
+	}
+	if got := l.waitAnswer(other, "DISCOVER", "OFFER").Address; got == first {
+		t.Errorf("%s is offered to both", got)
+	}
+	if _, ok := sockets.kept[offersName]; ok {
+		t.Error("offers that were read are still kept")
+	}
+	stop()
+}
+
+func TestOffersAreReadAsTheyWereLeft(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	table := NewTable()
+	table.SetNetwork(poolNetwork(4))
+	before := table.scope("guest-1").pool
+	for i := range 3 {
+		c := client{mac: MAC{2, 0, 0, 0, 0, byte(i)}, clientID: []byte{1, byte(i)}, hostname: []byte("h")}
+		if _, err := before.offer(&c, netip.Addr{}, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var file []byte
+	for _, l := range before.offers(now) {
+		record, err := l.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		file = append(append(file, 0, byte(len(record))), record...)
+	}
+	offers, err := parseOffers(file)
+	if err != nil || len(offers) != 3 {
+		t.Fatalf("parseOffers() = %v, %v", offers, err)
+	}
+	for n := range len(file) {
+		if some, err := parseOffers(file[:n]); err == nil && len(some) == 3 {
+			t.Errorf("%d of %d bytes read as the whole", n, len(file))
+		}
+	}
+
+	next := NewTable()
+	next.SetNetwork(poolNetwork(4))
+	after := next.scope("guest-1").pool
+	taken := after.byMAC
+	if _, _, err := after.bind(&client{mac: MAC{2, 0, 0, 0, 0, 9}}, offers[1].IP, true, time.Hour, now); err != nil {
+		t.Fatal(err)
+	}
+	for i := range offers {
+		after.reoffer(&offers[i], now.Add(time.Second))
+	}
+	if s := taken[offers[0].MAC]; s == nil || s.state != slotOffered || !s.end.Equal(now.Add(offerHold)) {
+		t.Errorf("first offer = %+v", s)
+	}
+	if s := taken[offers[1].MAC]; s != nil {
+		t.Errorf("an address that is another's by now is offered: %+v", s)
+	}
+	after.reoffer(&offers[1], now.Add(offerHold)) // its time is over
+	if got := len(after.offers(now)); got != 2 {
+		t.Errorf("%d offers", got)
 	}
 }
 

@@ -234,11 +234,13 @@ func startLoad(t *testing.T, r *router, g *nstest.Host) *load {
 			return err
 		})
 	}
-	s := newStation(t, g)
-	l.keep("DHCP from the pool", func(n int) error {
-		_, err := s.lease(fmt.Sprintf("02:00:00:00:02:%02x", n%40), patience)
-		return err
-	})
+	for i := range 3 {
+		s := newStation(t, g)
+		l.keep("DHCP from the pool", func(n int) error {
+			_, err := s.lease(fmt.Sprintf("02:00:00:00:02:%02x", 16*i+n%16), patience)
+			return err
+		})
+	}
 	for i := range 2 {
 		client := overSocket(r.dir + "/api.sock")
 		client.Transport.(*http.Transport).DisableKeepAlives = i == 1

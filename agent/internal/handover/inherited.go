@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket is a descriptor that came from the store. Whoever takes the value owns the descriptor.
+// Socket is a descriptor that came from the store: a socket, or a memory file of what goes with one.
+// Whoever takes the value owns the descriptor.
 type Socket struct {
 	Name string
 	FD   int
@@ -38,12 +39,22 @@ func Inherited() []Socket {
 			break
 		}
 		fd := firstFD + i
-		var info unix.Stat_t
-		if unix.Fstat(fd, &info) != nil || info.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		if !isSocket(fd) && !isMemory(fd) {
 			continue // something else in this process, that we were not told the truth about
 		}
 		unix.CloseOnExec(fd)
 		sockets = append(sockets, Socket{Name: name, FD: fd})
 	}
 	return sockets
+}
+
+func isSocket(fd int) bool {
+	var info unix.Stat_t
+	return unix.Fstat(fd, &info) == nil && info.Mode&unix.S_IFMT == unix.S_IFSOCK
+}
+
+// isMemory tells whether a descriptor is a memory file: these alone have seals, memfd_create(2).
+func isMemory(fd int) bool {
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	return err == nil
 }

@@ -197,10 +197,10 @@ func TestInheritedComesFromTheEnvironment(t *testing.T) {
 	k := handovertest.New(t)
 	s := handover.New(handover.Options{Notify: k.Address()})
 	open(t, s, "dhcp.3", isRight, listen(0))
-	open(t, s, "metadata.3.10.1.1.1", isRight, listen(0))
-	keeps(t, k, "dhcp.3", "metadata.3.10.1.1.1")
+	open(t, s, "dhcp.offers", isRight, func() (int, error) { return unix.MemfdCreate("offers", unix.MFD_CLOEXEC) })
+	keeps(t, k, "dhcp.3", "dhcp.offers")
 	const none = "0   \n"
-	both := "dhcp.3 3 true <nil>\nmetadata.3.10.1.1.1 4 true <nil>\n" + none
+	both := "dhcp.3 3 true <nil>\ndhcp.offers 4 true <nil>\n" + none
 	for name, test := range map[string]struct {
 		env  []string
 		want string
@@ -209,7 +209,7 @@ func TestInheritedComesFromTheEnvironment(t *testing.T) {
 		"for another process": {env: []string{"LISTEN_PID=" + strconv.Itoa(os.Getpid())}, want: none},
 		"no number":           {env: []string{"LISTEN_FDS=many"}, want: none},
 		"fewer than names":    {env: []string{"LISTEN_FDS=1"}, want: "dhcp.3 3 true <nil>\n" + none},
-		"more than there are": {env: []string{"LISTEN_FDS=1000", "LISTEN_FDNAMES=dhcp.3:metadata.3.10.1.1.1:c"}, want: both},
+		"more than there are": {env: []string{"LISTEN_FDS=1000", "LISTEN_FDNAMES=dhcp.3:dhcp.offers:c"}, want: both},
 		"none":                {env: []string{"LISTEN_FDS=0"}, want: none},
 		"negative":            {env: []string{"LISTEN_FDS=-1"}, want: none},
 	} {
