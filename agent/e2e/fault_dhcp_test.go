@@ -53,27 +53,31 @@ var servers = net.UDPAddrFromAddrPort(netip.AddrPortFrom(broadcast, 67))
 // errSilence is returned where nobody has answered.
 var errSilence = errors.New("no answer")
 
-// ask sends a message and returns the answer.
+// ask sends a message and returns the answer. It says it again each second, as clients do: a busy network
+// may lose it.
 func (s *station) ask(m *dhcpv4.DHCPv4, wait time.Duration) (*dhcpv4.DHCPv4, error) {
-	if _, err := s.conn.WriteTo(m.ToBytes(), servers); err != nil {
-		return nil, err
-	}
-	if err := s.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
-		return nil, err
-	}
 	buf := make([]byte, 2048)
-	for {
-		n, _, err := s.conn.ReadFrom(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil, errSilence
-		}
-		if err != nil {
+	for end := time.Now().Add(wait); time.Now().Before(end); {
+		if _, err := s.conn.WriteTo(m.ToBytes(), servers); err != nil {
 			return nil, err
 		}
-		if answer, err := dhcpv4.FromBytes(buf[:n]); err == nil && answer.TransactionID == m.TransactionID {
-			return answer, nil
+		if err := s.conn.SetReadDeadline(time.Now().Add(min(time.Until(end), time.Second))); err != nil {
+			return nil, err
+		}
+		for {
+			n, _, err := s.conn.ReadFrom(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+			if answer, err := dhcpv4.FromBytes(buf[:n]); err == nil && answer.TransactionID == m.TransactionID {
+				return answer, nil
+			}
 		}
 	}
+	return nil, errSilence
 }
 
 // lease gets an address for a MAC. Where the REQUEST was not answered it returns the address that was
