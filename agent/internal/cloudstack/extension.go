@@ -64,8 +64,8 @@ type Call struct {
 	notes  []string
 }
 
-// deeds are the commands that vragent has something to do for. The rest of a document's fields is
-// read by add.
+// deeds are the commands that vragent has something to do for, each with what adds its events to the
+// call.
 var deeds = map[string]func(c *Call, f fields) error{
 	"implement-network":        (*Call).subnet,
 	"config-dhcp-subnet":       (*Call).subnet,
@@ -84,6 +84,9 @@ var deeds = map[string]func(c *Call, f fields) error{
 	"save-hypervisor-hostname": (*Call).hypervisor,
 	"restore-network":          (*Call).restore,
 }
+
+// deviceField is the detail of a physical network's registration that names the device of guests.
+const deviceField = "guestdevice"
 
 // idle are commands that ask nothing of a program that serves DHCP and metadata.
 var idle = []string{"add-dns-entry", "remove-dns-entry", "remove-dns-subnet", "prepare-nic", "implement-vpc", "shutdown-vpc"}
@@ -121,13 +124,9 @@ func ParseCall(command string, document []byte) (Call, error) {
 		return c, fmt.Errorf("network_id: is %q; it must be 1 to 64 of A-Z a-z 0-9 _ -", id)
 	}
 	c.scope = "net-" + id
-	for _, details := range []string{"networkextensiondetails", "physicalnetworkextensiondetails"} {
-		if more, err := fieldsOf(top[details]); err == nil {
-			for _, name := range []string{"guestdevice", "interface", "device"} {
-				if _, named := f["interface"]; !named && more.text(name).trim() != "" {
-					f["interface"] = more[name]
-				}
-			}
+	if details, err := fieldsOf(top["physicalnetworkextensiondetails"]); err == nil {
+		if name, ok := details[deviceField]; ok {
+			f[deviceField] = name
 		}
 	}
 	if command != "remove-dhcp-subnet" && f.text("cidr").trim() != "" && f.text("gateway").trim() != "" {
@@ -166,7 +165,7 @@ func (c *Call) subnet(f fields) error {
 	}
 	s := subnet{
 		Gateway: gateway, Bits: cidr.Bits(), ServeAs: anIPv4(f.text("extensionip")), DNS: list(f.text("dns").trim()),
-		Domain: f.text("domain").trim(), Device: f.text("interface").trim(), VLAN: f.text("vlan").trim(),
+		Domain: f.text("domain").trim(), Device: f.text(deviceField).trim(), VLAN: f.text("vlan").trim(),
 	}
 	if s.ServeAs == s.Gateway {
 		s.ServeAs = netip.Addr{}
