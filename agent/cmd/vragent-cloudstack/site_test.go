@@ -723,3 +723,20 @@ func TestRunningScriptsAreFound(t *testing.T) {
 		t.Errorf("wait() = %q", got)
 	}
 }
+
+func FuzzWithoutDHCP(f *testing.F) {
+	f.Add([]byte("dhcp-range=set:interface-eth0-0,10.1.1.1,static\n  dhcp-relay = 10.1.1.1,10.9.9.9\nconf-dir=/b/,*.conf\n#x\r\ndhcp-range=fd00::1,64"))
+	f.Fuzz(func(t *testing.T, conf []byte) {
+		same := func(path string) string { return filepath.Clean(path) }
+		out := withoutDHCP(conf, same)
+		for line := range strings.Lines(string(out)) {
+			option, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			if option = strings.TrimSpace(option); (option == "dhcp-range" || option == "dhcp-relay") && !ofIPv6(value) {
+				t.Errorf("left in: %q", line)
+			}
+		}
+		if again := withoutDHCP(out, same); !bytes.Equal(again, out) {
+			t.Errorf("filtered again it is %q, not %q", again, out)
+		}
+	})
+}

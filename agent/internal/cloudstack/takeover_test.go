@@ -181,6 +181,60 @@ func TestWhatIsKeptCanBeTakenOver(t *testing.T) {
 	}
 }
 
+func TestLeaveThatFailsForgetsNothing(t *testing.T) {
+	b := newBench(t)
+	b.takeOver(isolatedBags())
+	kept := len(b.store)
+	b.door.full = true
+	if err := b.Leave(context.Background()); err == nil || len(b.store) != kept || b.Guests().Empty() {
+		t.Errorf("Leave() = %v; %d of %d entries are left", err, len(b.store), kept)
+	}
+	b.door.full = false
+	for range 2 {
+		if err := b.Leave(context.Background()); err != nil || len(b.store) != 0 {
+			t.Errorf("Leave() = %v; left are %v", err, b.store)
+		}
+	}
+}
+
+func TestClientHearsOfChanges(t *testing.T) {
+	b := newBench(t)
+	b.DropDir = "/drop"
+	client := Dial(listen(t, b.Dialect))
+	defer client.Close()
+	ctx := context.Background()
+	first, err := client.Guests(ctx, 0)
+	if err != nil || !first.Empty() || !first.Off || first.DropDir != "/drop" {
+		t.Fatalf("Guests() = %+v, %v", first, err)
+	}
+	type answer struct {
+		guests Guests
+		err    error
+	}
+	next := make(chan answer)
+	go func() {
+		g, err := client.Guests(ctx, first.Generation)
+		next <- answer{g, err}
+	}()
+	b.takeOver(isolatedBags())
+	got := <-next
+	// It hears of the first change of several, or of all.
+	for got.err == nil && len(got.guests.Guests) == 0 {
+		got.guests, got.err = client.Guests(ctx, got.guests.Generation)
+	}
+	if got.err != nil || got.guests.Router != "r-1-VM" || got.guests.Guests[0].MAC != "02:00:00:00:00:0a" || len(got.guests.Guests[0].Rows) != 3 {
+		t.Errorf("Guests() = %+v, %v", got.guests, got.err)
+	}
+	if err := client.Leave(ctx); err != nil || !b.Guests().Empty() {
+		t.Errorf("Leave() = %v", err)
+	}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := client.Guests(ended, b.Guests().Generation); err == nil {
+		t.Error("Guests() does not end with its context")
+	}
+}
+
 func FuzzDatabags(f *testing.F) {
 	b := isolatedBags()
 	f.Add(b.CmdLine, b.IPs, b.DHCPEntry, b.VMData, b.Passwords[0])
