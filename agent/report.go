@@ -28,13 +28,14 @@ func (a *Agent) Status(ctx context.Context) api.Status {
 	}
 	s.Faults = append(s.Faults, a.notes...)
 	s.Shared = a.pair.status()
-	if a.cloudstack != nil {
-		cs, err := standsIn(cloudstack.RecordFile)
-		if err != nil {
-			s.Faults = append(s.Faults, err.Error())
-		}
-		s.CloudStack = cs
+	// Also where the dialect is off: as it is after an installation that failed.
+	cs, err := standsIn(cloudstack.RecordFile)
+	if err != nil {
+		s.Faults = append(s.Faults, err.Error())
+	} else if cs != nil && cs.Problem != "" {
+		s.Faults = append(s.Faults, "taking the CloudStack router over: "+cs.Problem)
 	}
+	s.CloudStack = cs
 	return s
 }
 

@@ -101,6 +101,7 @@ sed -i 's/02:00:4c:5f:00:02/none/' /etc/cloudstack/dhcpentry.json
 promise "a databag that cannot be served" 1 "$(exit_status install)"
 promise "is named" 1 "$(grep -c 'vm_dhcp_entry.json.10.1.1.35 cannot be served: mac_address: is "none"' "$log")"
 promise "and the old way stays in force" 0 "$(exit_status old_way)"
+promise "as status says" 1 "$(vragent status | grep -c "the router's own scripts are in force")"
 promise "for the guest too" "10.1.1.34 web-1 10.1.1.1 10.1.1.1" "$(boot web)"
 promise "and nothing of it is left in the agent" 0 "$(vragent vms -o json | grep -c 10.1.1.34)"
 cp /run/bag /etc/cloudstack/dhcpentry.json

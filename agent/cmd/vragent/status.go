@@ -91,9 +91,6 @@ func writeStatus(w io.Writer, std stdio, s api.Status) error {
 		}
 	}
 	section("faults of the daemon", s.Faults)
-	if s.CloudStack != nil && s.CloudStack.Problem != "" {
-		section("faults of taking the CloudStack router over", []string{s.CloudStack.Problem})
-	}
 	faults := make([]string, len(s.Config.Faults))
 	for i, f := range s.Config.Faults {
 		faults[i] = f.String()
