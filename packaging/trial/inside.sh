@@ -128,12 +128,19 @@ ip link add lan-guest type veth peer name eth0 netns guest
 ip link set lan-guest master lan up
 ip -n guest link set eth0 address 02:00:00:00:00:02 up
 ip -n guest address add 10.1.1.34/24 dev eth0
+ip link add lan-stranger type veth peer name eth1 netns guest
+ip link set lan-stranger master lan up
+ip -n guest link set eth1 up
+printf 'interface: lan\ngateway: 10.1.1.1/24\npool: {from: 10.1.1.200, to: 10.1.1.210}\n' >$drop/networks/guest-1.yaml
+promise "a pool is applied" applied "$(vragent wait)"
 guest() { ip netns exec guest "$@"; }
 api() { curl -sSf --max-time 10 --unix-socket /run/vragent/api.sock http://vragent/client/api -d response=json "$@"; }
-load='new-connections kept-connection dhcp lists pushes'
+load='new-connections kept-connection dhcp dhcp-of-a-stranger lists pushes'
 new_connections() { guest curl -sSf --max-time 10 http://10.1.1.1/latest/instance-id; }
 kept_connection() { guest curl -sSf --max-time 60 'http://10.1.1.1/latest/instance-id?[1-500]'; }
-dhcp() { guest busybox udhcpc -i eth0 -f -n -q -t 1 -T 3 -s /bin/true; } # asks once, and waits 3 s
+lease() { guest busybox udhcpc -i "$1" -f -n -q -t 1 -T 3 -s /bin/true; } # asks once, and waits 3 s
+dhcp() { lease eth0; }
+dhcp_of_a_stranger() { lease eth1; }
 lists() { api -d command=listVirtualMachines; }
 pushes() { api -d command=pushVirtualMachine -d id=web-1 -d hostname=web-1; }
 # again NAME: does it again and again until the load is over, and keeps count and what failed.
