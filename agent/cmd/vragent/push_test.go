@@ -50,7 +50,9 @@ func pushed(t *testing.T, states ...api.Job) (config string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, ln, api.Local(&router{}, api.LocalOptions{More: more}), api.HeaderFor(0), nil) }()
+	go func() {
+		done <- api.Serve(ctx, ln, api.Local(&router{}, api.LocalOptions{More: more}), api.HeaderFor(0), nil)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
