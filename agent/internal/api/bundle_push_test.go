@@ -189,6 +189,33 @@ func TestLeftoversInTheSpoolAreRemovedAtAStart(t *testing.T) {
 	})
 }
 
+// After a restart requests wait in the API's socket, so that a bundle may come before jobs are looked
+// through for what the last run left behind.
+func TestAnUploadUnderWayIsNoLeftover(t *testing.T) {
+	l := newLab(t, labOptions{idle: true})
+	op := l.user("op", account.Operator)
+	accepted := l.pushBundle(op, tarOf(t, "vms/a/vm.yaml", vmFile("10.1.1.8")))
+	upload := filepath.Join(l.spool, ".bundle-123")
+	if err := os.WriteFile(upload, []byte("half of it"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := l.companion.Run(ctx); err != nil {
+			t.Errorf("Run() = %v", err)
+		}
+	})
+	if done := l.wait(op, accepted); done.get("jobstatus") != int64(1) {
+		t.Errorf("job = %s", done.text)
+	}
+	cancel()
+	running.Wait()
+	if _, err := os.Stat(upload); err != nil {
+		t.Errorf("the upload: %v", err)
+	}
+}
+
 func TestThousandsInOneBundle(t *testing.T) {
 	l := newLab(t, labOptions{})
 	op := l.user("op", account.Operator)

@@ -60,6 +60,9 @@ type Companion struct {
 	limiter  limiter
 	logins   chan struct{} // holds a token for each login under way
 
+	// leftovers lay in the spool before the first request came. What comes later is not swept.
+	leftovers []string
+
 	mu     sync.RWMutex
 	limits Limits
 }
@@ -89,6 +92,10 @@ func NewCompanion(opts CompanionOptions) *Companion {
 	}
 	c.names = slices.Sorted(maps.Keys(c.commands))
 	c.pusher = &pusher{drop: opts.Drop, backend: opts.Backend, users: opts.Users, jobs: opts.Jobs, log: opts.Log, spool: c.spool()}
+	var err error
+	if c.leftovers, err = c.spool().names(); err != nil {
+		c.log.Warn("old bundles not removed", "reason", err)
+	}
 	return c
 }
 
@@ -125,7 +132,7 @@ func (c *Companion) Run(ctx context.Context) error {
 	for _, j := range open {
 		needed[j.Name] = true
 	}
-	if err := c.pusher.spool.sweep(ctx, needed); err != nil {
+	if err := c.pusher.spool.sweep(ctx, c.leftovers, needed); err != nil {
 		c.log.Warn("old bundles not removed", "reason", err)
 	}
 	return c.pusher.run(ctx)

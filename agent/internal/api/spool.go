@@ -66,17 +66,26 @@ func (s spool) open(name string) (*os.File, *bundle.Bundle, error) {
 
 func (s spool) remove(name string) error { return os.Remove(s.path(name)) }
 
-// sweep removes what no job needs: uploads that broke off, bundles whose job ended as the agent
-// was killed.
-func (s spool) sweep(ctx context.Context, needed map[string]bool) error {
+// names lists what lies in the spool.
+func (s spool) names() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
 	}
-	var errs []error
+	var names []string
 	for _, e := range entries {
-		if ctx.Err() == nil && !needed[e.Name()] {
-			errs = append(errs, os.Remove(s.path(e.Name())))
+		names = append(names, e.Name())
+	}
+	return names, err
+}
+
+// sweep removes those of names that no job needs: uploads that broke off, bundles whose job ended as
+// the agent was killed.
+func (s spool) sweep(ctx context.Context, names []string, needed map[string]bool) error {
+	var errs []error
+	for _, name := range names {
+		if ctx.Err() == nil && !needed[name] {
+			errs = append(errs, os.Remove(s.path(name)))
 		}
 	}
 	return errors.Join(errs...)
