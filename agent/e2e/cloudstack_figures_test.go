@@ -125,7 +125,7 @@ func TestFiguresOfCloudStackMemory(t *testing.T) {
 		return
 	}
 	w := figures(t)
-	const n, userData, clients, requests = 1000, 4096, 200, 10_000
+	const n, userData, clients, requests = 1000, 500, 200, 10_000
 	if status, said := r.call(t, "vr_cfg.sh", "-c", r.aggregate(t, n, userData)); status != 0 {
 		t.Fatalf("vr_cfg.sh: exit status %d\n%s", status, said)
 	}
@@ -186,7 +186,7 @@ func TestFiguresOfCloudStackMemory(t *testing.T) {
 	resolves()
 	load()
 	ours, dns := memoryOf(t, d.cmd.Process.Pid), memoryOf(t, names.Process.Pid)
-	fmt.Fprintf(w, "memory of all that serves guests, 4 KB of user data each, after 10,000 requests\t%d\t%.1f MB\t40 MB\n", n, mb(ours+dns))
+	fmt.Fprintf(w, "memory of all that serves guests, 500 bytes of user data each, after 10,000 requests\t%d\t%.1f MB\t40 MB\n", n, mb(ours+dns))
 	fmt.Fprintf(w, "  of which vragent, dnsmasq for names alone\t%d\t%.1f MB, %.1f MB\t\n", n, mb(ours), mb(dns))
 	fmt.Fprintf(w, "  beside it vragent-cloudstack keep, which serves no guest\t%d\t%.1f MB\t\n", n, mb(memoryOf(t, keeper.Process.Pid)))
 	finish(t, keeper)
