@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -28,6 +29,9 @@ func (s *site) keep(ctx context.Context) error {
 	}
 	defer w.close()
 
+	if c, ok := s.daemon.(*cloudstack.Client); ok {
+		c.Patience = 0 // follow tries again by itself, and not as often
+	}
 	newer := make(chan cloudstack.Guests)
 	asked := make(chan struct{})
 	go func() {
@@ -36,7 +40,7 @@ func (s *site) keep(ctx context.Context) error {
 	}()
 	defer func() { <-asked }()
 
-	off := false
+	off, fault := false, ""
 	var kept map[string]fileID
 	for {
 		var g cloudstack.Guests
@@ -51,6 +55,10 @@ func (s *site) keep(ctx context.Context) error {
 			if g, err = s.daemon.Guests(ctx, 0); err != nil {
 				continue // follow brings it when the agent is back
 			}
+			select {
+			case <-newer: // has become older
+			default:
+			}
 		}
 		if g.Off != off {
 			off = g.Off
@@ -62,8 +70,10 @@ func (s *site) keep(ctx context.Context) error {
 		began := time.Now()
 		var hosts bool
 		kept, hosts, err = s.keepFiles(g)
-		if err != nil {
-			s.say("%v", err)
+		if now := fmt.Sprint(err); now != fault {
+			if fault = now; err != nil {
+				s.say("%v", err)
+			}
 		}
 		if hosts {
 			// For the names in it; a dnsmasq that does not run needs nothing.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vragent/agent/internal/cloudstack"
 )
 
@@ -148,7 +150,8 @@ func (s *site) replaceBy(path string, mode fs.FileMode, write func(io.Writer) er
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return id, err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".vragent-*")
+	// Always of one name, so that a crash leaves no more than one behind, and that for a while.
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".vragent"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return id, err
 	}
