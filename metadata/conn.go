@@ -265,7 +265,7 @@ func (c *conn) stop() {
 func (c *conn) noMore() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stopping, c.lastRead = true, time.Now().Add(lastRequestTime)
+	c.stopping, c.lastRead = true, time.Now().Add(c.server.farewell.request)
 	if c.file != nil {
 		c.file.SetReadDeadline(c.readUntil())
 	}

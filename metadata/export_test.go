@@ -30,3 +30,9 @@ func (s *Server) Connections() (n int) {
 	}
 	return n
 }
+
+// TakeLeave changes how long connections have when the server stops: to end with their next answer, and
+// for everything else. It is called before the server has devices.
+func (s *Server) TakeLeave(linger, rest time.Duration) {
+	s.farewell = farewell{linger: linger, request: rest, all: 2 * rest}
+}

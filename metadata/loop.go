@@ -191,7 +191,7 @@ func (s *Server) serve(c *conn) bool {
 
 // serveLast gives a connection that nobody reads from any more, since the server stops, its last chance:
 // a request that is there already is answered, and one that has had no answer yet may bring its request
-// within lastRequestTime. It is not ok where there is no reason to wait.
+// within a moment. It is not ok where there is no reason to wait.
 func (s *Server) serveLast(c *conn) (ok bool) {
 	c.mu.Lock()
 	stopping := c.stopping

@@ -68,6 +68,8 @@ func (k *keptSockets) Drop(name string) {
 	}
 }
 
+const waitTime = 20 * time.Second
+
 // restart ends the server and starts another one for the same guests.
 func (s *site) restart(o metadata.Options) {
 	s.t.Helper()
@@ -87,7 +89,7 @@ func connect(t *testing.T, host *nstest.Host) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(waitTime))
 	return c
 }
 
@@ -114,7 +116,7 @@ func TestConnectionsOverARestart(t *testing.T) {
 	}
 	sockets := keepSockets(t)
 	s, host := small(t, metadata.Options{Sockets: sockets})
-	s.table.SetGuest(&metadata.Guest{Network: "guest-1", VM: "VM-1", IP: netip.MustParseAddr("10.1.1.34"), Default: true})
+	s.server.TakeLeave(waitTime, waitTime) // a slow machine may take its time
 
 	silent := connect(t, host) // has said nothing yet
 	half := connect(t, host)   // has said half of what it wants to
@@ -127,8 +129,8 @@ func TestConnectionsOverARestart(t *testing.T) {
 	}
 	waits := connect(t, host) // waits for a change
 	io.WriteString(waits, strings.Replace(question, " HTTP", "?wait=300 HTTP", 1))
-	nstest.Poll(t, 10*time.Second, "the request to wait", func() bool { return s.server.Waiting() == 1 })
-	nstest.Poll(t, 10*time.Second, "the connections to be accepted", func() bool { return s.server.Connections() == 4 })
+	nstest.Poll(t, waitTime, "the request to wait", func() bool { return s.server.Waiting() == 1 })
+	nstest.Poll(t, waitTime, "the connections to be accepted", func() bool { return s.server.Connections() == 4 })
 
 	stopped := make(chan struct{})
 	go func() { s.end(); close(stopped) }()
@@ -175,11 +177,12 @@ func TestNewConnectionOutlivesItsListener(t *testing.T) {
 	sockets := keepSockets(t)
 	s, host := small(t, metadata.Options{Sockets: sockets})
 	for range 5 {
+		s.server.TakeLeave(time.Millisecond, waitTime)
 		c := connect(t, host)
-		nstest.Poll(t, 10*time.Second, "the connection to be accepted", func() bool { return s.server.Connections() == 1 })
+		nstest.Poll(t, waitTime, "the connection to be accepted", func() bool { return s.server.Connections() == 1 })
 		stopped := make(chan struct{})
 		go func() { s.end(); close(stopped) }()
-		nstest.Poll(t, 10*time.Second, "the server not to listen", func() bool { return s.server.Stats().Listeners["metadata"] == 0 })
+		nstest.Poll(t, waitTime, "the server not to listen", func() bool { return s.server.Stats().Listeners["metadata"] == 0 })
 		io.WriteString(c, question)
 		if body, last := answered(t, bufio.NewReader(c)); body != "VM-1" || !last {
 			t.Errorf("answer = %q, last %v", body, last)
@@ -213,7 +216,7 @@ func TestNoRequestFailsOverRestarts(t *testing.T) {
 	}
 	for range 20 {
 		before := count.Load()
-		nstest.Poll(t, 20*time.Second, "requests to be answered", func() bool { return count.Load() >= before+50 })
+		nstest.Poll(t, waitTime, "requests to be answered", func() bool { return count.Load() >= before+50 })
 		s.restart(metadata.Options{Sockets: sockets})
 	}
 	done.Store(true)

@@ -59,6 +59,7 @@ type Server struct {
 	hosts     atomic.Pointer[[]string]
 	http      map[service]*fasthttp.Server
 
+	farewell farewell
 	leaving  atomic.Bool     // each answer ends its connection
 	stopped  context.Context // ends when connections are to end
 	stop     context.CancelFunc
@@ -98,18 +99,21 @@ const (
 	writeTimeout = 30 * time.Second
 	idleTimeout  = 30 * time.Second
 
-	// When the server stops: how long connections have time to end with their next answer, how long
-	// one may take over its first request that came just before, and how long all is waited for.
-	lingerTime      = 100 * time.Millisecond
-	lastRequestTime = 500 * time.Millisecond
-	stopTimeout     = 2 * time.Second
-
 	maxHeader = 4096 // bytes of a request line and its fields together
 	maxBody   = 1024 // bytes of a request's body; no request here has a use for one
 
 	retryOpening  = time.Second
 	sweepInterval = 5 * time.Second
 )
+
+// farewell is how long things take when the server stops.
+type farewell struct {
+	linger  time.Duration // connections have time to end with their next answer
+	request time.Duration // one that came just before may take over its first request
+	all     time.Duration // until connections are aborted
+}
+
+var usualFarewell = farewell{linger: 100 * time.Millisecond, request: 500 * time.Millisecond, all: 2 * time.Second}
 
 // NewServer returns a server without devices. It serves what is in the table from SetDevices on,
 // and Run has to be called for it to end well, try failed addresses again and answer requests that
@@ -122,6 +126,7 @@ func NewServer(t *Table, o Options) *Server {
 		passwords: o.Passwords,
 		sockets:   o.Sockets,
 		ports:     map[service]uint16{metadataService: 80, passwordService: 8080},
+		farewell:  usualFarewell,
 		openings:  make(chan struct{}, 1),
 		open:      make(map[place]*listener),
 		faults:    make(map[place]error),
@@ -353,7 +358,7 @@ func (s *Server) shutdown() {
 	case <-done:
 		s.closeLoop()
 		return
-	case <-time.After(stopTimeout):
+	case <-time.After(s.farewell.all):
 	}
 	for _, l := range open {
 		l.endConnections((*conn).abort)
@@ -365,7 +370,7 @@ func (s *Server) shutdown() {
 // linger serves on until there is no connection left, but not for long. A client that asks again on a
 // kept connection is told that it ends, and does not find it closed with its question under way.
 func (s *Server) linger() {
-	end := time.After(lingerTime)
+	end := time.After(s.farewell.linger)
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
 	for {

@@ -25,7 +25,7 @@ func TestFiguresOfRestarts(t *testing.T) {
 	r.put(t, "networks/g.yaml", figuresNetwork)
 	r.unpack(t, vms, 500)
 	putLoadGuests(t, r, g, "eth1")
-	l := startLoad(t, r, g)
+	l := startLoad(t, r, g, clientPatience)
 	for range restarts {
 		l.more(t)
 		u.restart(t)

@@ -182,13 +182,14 @@ func putLoadGuests(t *testing.T, r *router, g *nstest.Host, device string) {
 	r.applied(t)
 }
 
-// startLoad begins with everything. No exchange of DHCP may take as long as a client waits before it asks
-// again, which is 3 s at least (RFC 2131, section 4.1).
-func startLoad(t *testing.T, r *router, g *nstest.Host) *load {
+// clientPatience is how long a DHCP client waits at least before it asks again, RFC 2131, section 4.1.
+const clientPatience = 3 * time.Second
+
+// startLoad begins with everything. A DHCP client asks once, and waits for patience.
+func startLoad(t *testing.T, r *router, g *nstest.Host, patience time.Duration) *load {
 	t.Helper()
 	l := &load{done: make(map[string]int), longest: make(map[string]time.Duration), failures: make(map[string][]error)}
 	t.Cleanup(l.stop)
-	const patience = 3 * time.Second
 	for i := range 4 {
 		client := clientAt(g, loadAddr(i))
 		what := "GET on kept connections"
@@ -310,7 +311,7 @@ func TestRestartUnderLoadLosesNothing(t *testing.T) {
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	u := startUnit(t, r, binary)
 	putLoadGuests(t, r, g, "eth0")
-	l := startLoad(t, r, g)
+	l := startLoad(t, r, g, waitTime)
 	for range 5 {
 		l.more(t)
 		u.restart(t)
@@ -510,7 +511,7 @@ func TestLoadNoticesAFailure(t *testing.T) {
 	r.AddAddr(t, "eth0", "10.1.1.1/24")
 	u := startUnit(t, r, binary)
 	putLoadGuests(t, r, g, "eth0")
-	l := startLoad(t, r, g)
+	l := startLoad(t, r, g, waitTime)
 	l.more(t)
 	u.end(t, syscall.SIGTERM)
 	u.Empty()

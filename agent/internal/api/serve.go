@@ -17,17 +17,17 @@ const (
 	idleTime = 2 * time.Minute
 	// plainHeader bounds the request line and headers of a request without user data.
 	plainHeader = 64 << 10
-	// lingerTime is how long kept connections have time to end with their next answer once the
-	// server is to stop.
-	lingerTime = 100 * time.Millisecond
-	// lastRequestTime is how long a connection may then still take over its first request, and how
-	// long requests to read something may go on.
-	lastRequestTime = 500 * time.Millisecond
-	// stopTime is how long other requests may go on, and saveTime how long after that all may take to
-	// say so to their clients.
-	stopTime = 5 * time.Second
-	saveTime = time.Second
 )
+
+// farewell is how long things take when the server is to stop.
+type farewell struct {
+	linger  time.Duration // kept connections have time to end with their next answer
+	request time.Duration // then one may take over its first request, and requests to read go on
+	all     time.Duration // then other requests go on
+	save    time.Duration // and then all have time to say so to their clients
+}
+
+var usualFarewell = farewell{linger: 100 * time.Millisecond, request: 500 * time.Millisecond, all: 5 * time.Second, save: time.Second}
 
 // HeaderFor returns how long the request line and headers of one request may be, in bytes, where that
 // many bytes of user data are allowed in it: CloudMonkey sends everything in the URL, in base64 that is
@@ -40,6 +40,10 @@ func HeaderFor(userData int) int { return plainHeader + 2*userData }
 // again, and after five all see their context end. See waiting for those that wait for something to
 // happen. Requests are read up to maxHeader bytes, their bodies left out; see HeaderFor. A nil log discards.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler, maxHeader int, log *slog.Logger) error {
+	return serve(ctx, ln, h, maxHeader, log, usualFarewell)
+}
+
+func serve(ctx context.Context, ln net.Listener, h http.Handler, maxHeader int, log *slog.Logger, f farewell) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -67,15 +71,15 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler, maxHeader int, 
 	case <-ctx.Done():
 	}
 	// Server.Shutdown would not answer a request that comes by a connection of just before.
-	conns.linger(lingerTime)
+	conns.linger(f.linger)
 	err := ln.Close()
 	<-ended // of that
-	defer time.AfterFunc(lastRequestTime, func() {
+	defer time.AfterFunc(f.request, func() {
 		conns.close(http.StateNew)
 		endReads()
 	}).Stop()
-	defer time.AfterFunc(stopTime, endWrites).Stop()
-	conns.drain(stopTime + saveTime)
+	defer time.AfterFunc(f.all, endWrites).Stop()
+	conns.drain(f.all + f.save)
 	return errors.Join(err, srv.Close())
 }
 

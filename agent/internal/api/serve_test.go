@@ -43,7 +43,7 @@ func startServer(t *testing.T, sockets api.Sockets) *served {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, ln, mux, api.HeaderFor(0), nil) }()
+	go func() { done <- api.ServePatiently(ctx, ln, mux) }()
 	s.stop = func() error {
 		cancel()
 		return <-done
