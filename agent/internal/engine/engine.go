@@ -483,7 +483,18 @@ func (e *Engine) GuestSide(local netip.Addr, device string) bool {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	for n := range e.model.Networks() {
-		if local == n.Serving() || local == desired.LinkLocalAddr || device != "" && e.places[n.Name].device == device {
+		if local == n.Serving() || local == desired.LinkLocalAddr {
+			return true
+		}
+		if device == "" {
+			continue
+		}
+		p, placed := e.places[n.Name]
+		if !placed { // just restored: connections may have waited for this process
+			snapshot, _ := e.Kernel.Current()
+			p = locate([]*desired.Network{n}, snapshot)[n.Name]
+		}
+		if p.device == device {
 			return true
 		}
 	}

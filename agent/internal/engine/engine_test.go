@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -418,6 +419,44 @@ func TestSwapByTwoFilesServesBoth(t *testing.T) {
 	for ip, want := range map[string]string{"10.1.1.5": "of b", "10.1.1.6": "of a, new"} {
 		if got := r.served(t, ip)["user-data"]; got != want {
 			t.Errorf("%s is served %q, want %q", ip, got, want)
+		}
+	}
+}
+
+// A guest whose connection to the management side waited for the daemon is refused before anything has
+// been placed.
+func TestGuestSideIsKnownOnceStateIsRestored(t *testing.T) {
+	path := t.TempDir()
+	r := newRig(t, path)
+	r.drop(t, "networks/guest-1.yaml", "interface: lo\ngateway: 10.9.9.1/24\n")
+	r.stop()
+	store, _, err := state.Open(filepath.Join(path, "state"), state.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	kernel, err := netcfg.Open(netcfg.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	e := New(Parts{Store: store, Kernel: kernel, DHCPTable: dhcp.NewTable(), GuestData: metadata.NewTable()}, Settings{})
+	if err := e.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	management := netip.MustParseAddr("192.0.2.1")
+	for _, test := range []struct {
+		local  netip.Addr
+		device string
+		want   bool
+	}{
+		{management, "lo", true},
+		{netip.MustParseAddr("10.9.9.1"), "", true},
+		{management, "eth9", false},
+		{management, "", false},
+	} {
+		if got := e.GuestSide(test.local, test.device); got != test.want {
+			t.Errorf("GuestSide(%s, %q) = %v, want %v", test.local, test.device, got, test.want)
 		}
 	}
 }
