@@ -3,6 +3,7 @@ package drop
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -168,8 +169,16 @@ func TestContentTellsSinceWhenItHasSettled(t *testing.T) {
 	running.Go(func() { d.Run(ctx) })
 	defer running.Wait()
 	defer cancel()
+	// notice has everything noticed that has happened.
+	notice := func() {
+		t.Helper()
+		if _, err := d.Barrier(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	next := func() (Content, time.Time) {
 		t.Helper()
+		notice()
 		if _, err := d.Next(t.Context(), 1); err != nil {
 			t.Fatal(err)
 		}
@@ -192,14 +201,20 @@ func TestContentTellsSinceWhenItHasSettled(t *testing.T) {
 	rename(t, dir+"/vms/.a", dir+"/vms/a")
 	c, given := next()
 	within("a folder moved in", c, changed, given)
-	d.Done()
 
 	f, err := os.OpenFile(dir+"/vms/a/user-data", os.O_WRONLY|os.O_CREATE, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
 	io.WriteString(f, "written")
-	eventually(t, "the unit counts as unsettled", func() bool { return len(d.Status().Unsettled) == 1 })
+	// It is given out once it is quiet; whoever reads it is told that it has not settled.
+	notice()
+	if _, err := d.Next(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Read(Unit{VM, "a"}); !errors.Is(err, ErrUnsettled) {
+		t.Fatalf("Read() of a file that is being written = %v, want %v", err, ErrUnsettled)
+	}
 	written := time.Now()
 	eventually(t, "somebody has looked since", func() bool { return d.settledAt(Unit{VM, "a"}).After(written) })
 	f.Close()
@@ -214,13 +229,6 @@ func TestContentTellsSinceWhenItHasSettled(t *testing.T) {
 	// A change while the unit is given out counts for the next time.
 	write(t, dir+"/vms/.a/vm.yaml", "v")
 	rename(t, dir+"/vms/.a", dir+"/vms/a")
-	notice := func() {
-		t.Helper()
-		if _, err := d.Barrier(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-	}
-	notice()
 	next()
 	changed = time.Now()
 	write(t, dir+"/vms/a/vm.yaml", "w")
