@@ -168,7 +168,7 @@ func Restore(config string, in io.Reader) (Restored, error) {
 	for kind, name := range map[backup.Kind]string{backup.User: "users", backup.Lease: "leases", backup.Taken: "units"} {
 		store, report, err := state.Open(filepath.Join(cfg.StateDir, name), state.Options{})
 		if errors.Is(err, state.ErrLocked) {
-			err = fmt.Errorf("the daemon is running: stop it first (systemctl stop vragent): %w", err)
+			err = fmt.Errorf("the daemon is running (systemctl stop vragent), or another restore is: %w", err)
 		}
 		if err != nil {
 			return done, err

@@ -76,6 +76,15 @@ func TestBackupBringsBackWhatNoDropDirectoryHolds(t *testing.T) {
 	}
 	// A backup that fails leaves the one that is there, and nothing else.
 	vragent(1, "backup", r.dir+"/missing/backup")
+	pipe := r.dir + "/pipe"
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr = vragent(1, "backup", pipe)
+	says(stderr, pipe+": is no regular file")
+	if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
+		t.Errorf("what is no regular file was replaced: %v, %v", info, err)
+	}
 	_, stderr = vragent(1, "restore", file)
 	says(stderr, "systemctl stop vragent")
 	later := r.guest(t, "later", "vc", "02:00:4c:5f:00:0c")

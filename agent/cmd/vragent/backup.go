@@ -67,8 +67,12 @@ func fetchBackup(ctx context.Context, opts *options, out io.Writer) (agent.Conte
 	return o.contents, err
 }
 
-// saveBackup writes a file whose name is there only once it is complete and on disk.
+// saveBackup writes a file whose name is there only once it is complete and on disk. It takes the place
+// of a regular file alone, not of a device.
 func saveBackup(ctx context.Context, opts *options, path string) (contents agent.Contents, err error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return contents, fmt.Errorf("%s: is no regular file: name one, or - for standard output", path)
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
 		return contents, err
