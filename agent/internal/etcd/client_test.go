@@ -353,6 +353,7 @@ func TestOptionsAreCheckedBeforeAnythingIsDone(t *testing.T) {
 		"none":             {etcd.Options{}, "no endpoints"},
 		"no scheme":        {etcd.Options{Endpoints: []string{"192.0.2.1:2379"}}, `"192.0.2.1:2379": want http`},
 		"no port":          {etcd.Options{Endpoints: []string{"http://192.0.2.1"}}, "want http"},
+		"no such port":     {etcd.Options{Endpoints: []string{"http://192.0.2.1:99999"}}, "want http"},
 		"a path":           {etcd.Options{Endpoints: []string{"http://192.0.2.1:2379/v3"}}, "want http"},
 		"a user":           {etcd.Options{Endpoints: []string{"http://me@192.0.2.1:2379"}}, "want http"},
 		"mixed":            {etcd.Options{Endpoints: []string{"http://a:1", "https://b:1"}}, "one of them for all"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strconv"
 )
 
 // Options say where etcd is and how it is spoken to.
@@ -31,7 +32,10 @@ func (o *Options) Check() error {
 	var secure int
 	for _, endpoint := range o.Endpoints {
 		u, err := url.Parse(endpoint)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "" {
+		if err == nil {
+			_, err = strconv.ParseUint(u.Port(), 10, 16)
+		}
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "" {
 			return fmt.Errorf("endpoint %q: want http://HOST:PORT or https://HOST:PORT", endpoint)
 		}
 		if u.Scheme == "https" {
