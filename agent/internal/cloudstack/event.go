@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 )
@@ -51,7 +52,7 @@ var types = map[Kind]string{
 }
 
 // ErrForeign is returned for a file whose kind is not the dialect's.
-var ErrForeign = errors.New("not a kind of file that vragent reads")
+var ErrForeign = errors.New("not a kind of file that vragent reads: the name must begin as the server has it, like vm_dhcp_entry.json")
 
 // Event is the valid content of one file.
 type Event struct {
@@ -191,16 +192,39 @@ func decode(data []byte, v any) error {
 	if len(strings.TrimSpace(string(data))) == 0 {
 		return errors.New("is empty")
 	}
+	return unmarshal(data, v)
+}
+
+// unmarshal reads JSON. Its errors are for people who know the files and not this program.
+func unmarshal(data []byte, v any) error {
 	err := json.Unmarshal(data, v)
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &syntax):
 		return fmt.Errorf("is no complete JSON: %w at byte %d of %d", err, syntax.Offset, len(data))
-	case errors.As(err, &kind) && kind.Field == "":
-		return fmt.Errorf("holds a %s where an object is expected", kind.Value)
+	case errors.As(err, &kind):
+		want := "an object"
+		if kind.Type.Kind() == reflect.Slice {
+			want = "a list"
+		}
+		if kind.Field != "" {
+			return fmt.Errorf("%s: is %s; it must be %s", kind.Field, article(kind.Value), want)
+		}
+		return fmt.Errorf("holds %s where %s is expected", article(kind.Value), want)
 	}
 	return err
+}
+
+// article puts the article before the name of a kind of JSON value.
+func article(value string) string {
+	switch value {
+	case "array":
+		return "a list"
+	case "object":
+		return "an object"
+	}
+	return "a " + value
 }
 
 func parseCmdLine(data []byte) (cmdLine, error) {

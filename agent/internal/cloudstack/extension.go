@@ -117,7 +117,7 @@ func ParseCall(command string, document []byte) (Call, error) {
 	case slices.Contains(idle, command):
 		return c, nil
 	case deed == nil:
-		return c, fmt.Errorf("%s: is a command for a service that vragent does not provide; its extension provides Dhcp, Dns and UserData alone", command)
+		return c, errors.New("is no command of a service that vragent provides, which are Dhcp, Dns and UserData alone")
 	}
 	id := f.text("networkid").trim()
 	if !scopeID(id) {
@@ -315,7 +315,7 @@ func (c *Call) restore(f fields) error {
 	var vms []json.RawMessage
 	if raw, ok := data["vms"]; !ok {
 		return errors.New("restore_data: vms: is missing")
-	} else if err := json.Unmarshal(raw, &vms); err != nil {
+	} else if err := unmarshal(raw, &vms); err != nil {
 		return fmt.Errorf("restore_data: vms: %w", err)
 	}
 	for i, raw := range vms {
@@ -423,7 +423,7 @@ func vmRows(raw json.RawMessage) (rows [][]*text, password string, err error) {
 	if len(raw) == 0 {
 		return nil, "", errors.New("is missing")
 	}
-	if err := json.Unmarshal(raw, &list); err != nil {
+	if err := unmarshal(raw, &list); err != nil {
 		return nil, "", err
 	}
 	plain := false
