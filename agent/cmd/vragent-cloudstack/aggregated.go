@@ -26,7 +26,7 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 	archive := r.in.Archive
 	path := archive.Path(args[1])
 	name := filepath.Base(path)
-	f, err := os.Open(path)
+	f, err := cloudstack.Open(path)
 	if err != nil {
 		if archive.Has(path) {
 			r.logf("%s: was taken in before", name)
@@ -112,7 +112,7 @@ func (r *router) vrConfig(ctx context.Context, args []string) int {
 		r.logf("%v", err)
 	}
 	// A file that failed stays, so that trying it again does try again.
-	if status == 0 && filepath.Dir(path) == filepath.Clean(archive.Dir) {
+	if status == 0 && archive.Holds(path) {
 		if err := archive.DoneFile(name); err != nil {
 			r.sayf("%v", err)
 		}

@@ -31,6 +31,9 @@ Exit status 0 where all are in force, standing by or pending, else 1.`,
 			results, err := intake.Take(cmd.Context(), args, true)
 			rejected := 0
 			for _, r := range results {
+				if r.State == "" {
+					continue // the error says why it was not looked at
+				}
 				line := fmt.Sprintf("%s %s", r.State, r.Name)
 				if r.Reason != "" {
 					line += ": " + r.Reason

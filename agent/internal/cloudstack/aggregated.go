@@ -3,6 +3,7 @@ package cloudstack
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -19,11 +20,11 @@ type Item struct {
 
 // Items reads a VR-*.cfg, in which a management server sends all that a router needs at its start:
 // sections of one file or one command, in order. Lines that begin with # and sections of other kinds
-// are passed over. Where the file breaks off, the error comes last. One item is held at a time.
+// are passed over. Where the file breaks off, the error comes last; one without any section is torn as well. One item is held at a time.
 func Items(r io.Reader) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		lines := bufio.NewReader(r)
-		number := 0
+		number, sections := 0, 0
 		var fault error
 		next := func() (line string, ok bool) {
 			line, err := lines.ReadString('\n')
@@ -45,12 +46,18 @@ func Items(r io.Reader) iter.Seq2[Item, error] {
 		for {
 			line, ok := next()
 			if !ok {
+				if fault == nil && sections == 0 {
+					fault = errors.New("is empty or torn: it holds no section")
+				}
 				if fault != nil {
 					yield(Item{}, fault)
 				}
 				return
 			}
 			var item Item
+			if strings.HasPrefix(line, "<") {
+				sections++
+			}
 			switch line {
 			case "<file>":
 				path, ok := next()

@@ -40,6 +40,29 @@ func (a Archive) Path(name string) string {
 	return filepath.Join(a.Dir, name)
 }
 
+// Holds tells whether the file at path lies in the server's folder itself.
+func (a Archive) Holds(path string) bool {
+	abs, err := filepath.Abs(path)
+	return err == nil && filepath.Dir(abs) == filepath.Clean(a.Dir)
+}
+
+// Open opens a file that a server has dropped, and nothing that would keep its reader waiting.
+func Open(path string) (*os.File, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: is no regular file", path)
+	}
+	return os.Open(path)
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
 func (a Archive) processed(name string) string {
 	return filepath.Join(a.Dir, "processed", filepath.Base(name)+".gz")
 }

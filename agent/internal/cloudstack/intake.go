@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -58,7 +57,7 @@ func (in Intake) Take(ctx context.Context, paths []string, keep bool) ([]Result,
 	for _, p := range paths {
 		s := source{path: in.Archive.Path(p)}
 		var err error
-		s.data, err = os.ReadFile(s.path)
+		s.data, err = readFile(s.path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && in.Archive.Has(p):
 			results = append(results, Result{Name: filepath.Base(p), State: Applied, Notes: []string{"it was taken in before"}})
@@ -108,7 +107,7 @@ func (in Intake) Take(ctx context.Context, paths []string, keep bool) ([]Result,
 			whole = whole && results[i].State != Rejected
 		}
 		shared := in.LeaveShared && KindOf(s.path).Shared()
-		if !whole || shared || filepath.Dir(s.path) != filepath.Clean(in.Archive.Dir) {
+		if !whole || shared || !in.Archive.Holds(s.path) {
 			continue
 		}
 		// It is in force; that it cannot be archived, on a full disk, is no reason to say otherwise.

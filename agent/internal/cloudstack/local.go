@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -29,6 +30,14 @@ const maxBody = 64 << 20
 // maxBatch is how many bytes of files Client sends in one request, as long as they are more than one.
 // Larger ones need fewer syncs and more memory, of which the agent does not get rid again so well.
 const maxBatch = 1 << 20
+
+// maxFile bounds one file, and the document of a call. In base64 it fits into a body.
+const maxFile = 40 << 20
+
+// tooLarge is the result for a file that no request can hold.
+func tooLarge(name string, size int) Result {
+	return Result{Name: filepath.Base(name), State: Rejected, Reason: fmt.Sprintf("is of %d bytes; at most %d are taken in", size, maxFile)}
+}
 
 type applyRequest struct {
 	Files []File `json:"files"`
@@ -148,6 +157,10 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 func (c *Client) Apply(ctx context.Context, files []File) ([]Result, error) {
 	var all []Result
 	for len(files) > 0 {
+		if f := files[0]; len(f.Data) > maxFile {
+			all, files = append(all, tooLarge(f.Name, len(f.Data))), files[1:]
+			continue
+		}
 		n, size := 0, 0
 		for n < len(files) && (n == 0 || size+len(files[n].Data) <= maxBatch) {
 			size += len(files[n].Data)
@@ -197,6 +210,9 @@ func (c *Client) Leave(ctx context.Context) error {
 
 // Call has one call of an extension taken in, as Dialect.Call does.
 func (c *Client) Call(ctx context.Context, command string, document []byte) (Result, json.RawMessage, error) {
+	if len(document) > maxFile {
+		return tooLarge(command, len(document)), nil, nil
+	}
 	body, err := json.Marshal(callRequest{command, document})
 	if err != nil {
 		return Result{}, nil, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -72,6 +73,11 @@ func TestTakenFilesAreArchived(t *testing.T) {
 	take(Applied, "vm_dhcp_entry.json.u1") // again: its archived copy answers
 	take(Rejected, "vm_dhcp_entry.json.u2")
 	take(Rejected, drops(t, dir, "vm_metadata.json.u3 {")...)
+	take(Rejected, drops(t, dir, "VR-empty.cfg ", "VR-torn.cfg \x00\x00")...)
+	if err := syscall.Mkfifo(dir+"/vm_metadata.json.fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	take(Rejected, "vm_metadata.json.fifo") // that nobody writes into
 	if _, err := os.Stat(dir + "/vm_metadata.json.u3"); err != nil {
 		t.Error("a rejected file was taken away")
 	}
@@ -93,6 +99,37 @@ func TestTakenFilesAreArchived(t *testing.T) {
 	err := g.WriteVMData(&bag, func(unit string) ([]byte, error) { return b.door.files[unit][userFile], nil })
 	if err != nil || !strings.Contains(bag.String(), `"YQ=="`) {
 		t.Errorf("vmdata = %s, %v", &bag, err)
+	}
+}
+
+func TestFileInTheServersFolderIsArchivedByAnyPath(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	in := Intake{Taker: b.Dialect, Archive: Archive{Dir: dir}}
+	drops(t, dir, isolated)
+	if results, err := in.Take(context.Background(), []string{"./cmd_line.json"}, true); err != nil || results[0].State != Applied {
+		t.Fatalf("Take() = %+v, %v", results, err)
+	}
+	if archived, _ := filepath.Glob("processed/cmd_line.json.*.gz"); len(archived) != 1 {
+		t.Errorf("archive: %v", archived)
+	}
+}
+
+func TestFileTooLargeStopsNoOther(t *testing.T) {
+	b := newBench(t)
+	client := Dial(listen(t, b.Dialect))
+	defer client.Close()
+	large := make([]byte, maxFile+1)
+	results, err := client.Apply(context.Background(), []File{file(isolated), {Name: "vm_metadata.json.u", Data: large}, file(leaseFile(ip0, "0a"))})
+	if err != nil || len(results) != 3 {
+		t.Fatalf("Apply() = %+v, %v", results, err)
+	}
+	if results[0].State != Applied || results[1].State != Rejected || !strings.Contains(results[1].Reason, "at most") || results[2].State != Applied {
+		t.Errorf("Apply() = %+v", results)
+	}
+	if r, _, err := client.Call(context.Background(), "save-userdata", large); err != nil || r.State != Rejected {
+		t.Errorf("Call() = %+v, %v", r, err)
 	}
 }
 
