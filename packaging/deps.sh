@@ -25,7 +25,7 @@ bench="$test
 packages='lintian rpm cpio'
 trial='lintian rpm systemd iproute2 procps libcap2-bin man-db acl
 	dnsmasq apache2 python3 curl busybox'
-lab='debootstrap debian-archive-keyring systemd-container iproute2 procps openssh-client'
+lab='debootstrap debian-archive-keyring systemd-container iproute2 procps openssh-client busybox'
 
 # Service files of those packages that their installation would enable for the next boot.
 services='ssh.service sshd.service slapd.service NetworkManager.service

@@ -50,7 +50,7 @@ build() {
 		exit 77
 	}
 	echo "building the lab's $1 tree in $cache"
-	rm -rf "$cache/$1" "$cache/$1.new" "$cache/$1.made-of"
+	rm -rf "${cache:?}/$1" "$cache/$1.new" "$cache/$1.made-of"
 	building=$1
 	exec 3>&1 4>&2 >"$cache/$1.log" 2>&1
 	"make_$1" "$cache/$1.new"

@@ -10,7 +10,6 @@ lab=/run/lab
 
 mount -t tmpfs tmpfs /run
 mkdir /run/netns $lab
-umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 
 # What the machines' NICs are plugged into. The hypervisor, which is where this runs, has a leg in the

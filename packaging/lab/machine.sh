@@ -68,9 +68,11 @@ is_up() {
 # reboot NAME: as its owner would; returns when it is up again.
 reboot() {
 	before=$(init_of "$1")
-	inside "$1" systemctl reboot
-	within 60 is_another "$1" "$before"
-	within 60 is_up "$1"
+	inside "$1" systemctl reboot >"$lab/$1/reboot" 2>&1 || true # it may be gone before it has answered
+	within 60 is_another "$1" "$before" && within 60 is_up "$1" || {
+		echo "machine $1 does not reboot: $(cat "$lab/$1/reboot")" >&2
+		exit 1
+	}
 }
 is_another() {
 	now=$(init_of "$1") && [ "$now" != "$2" ]
@@ -153,6 +155,7 @@ renews() { inside "$1" dhclient -1 -v -lf /var/lib/dhcp/dhclient.eth0.leases -pf
 # journals: what the machines have to say about a failure.
 journals() {
 	for folder in "$lab"/*/disk; do
+		[ -d "$folder" ] || continue
 		name=${folder%/disk}
 		name=${name##*/}
 		say "$name's journal"

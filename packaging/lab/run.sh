@@ -63,20 +63,36 @@ boxed() {
 	return "$status"
 }
 
-mkdir "$dir/a" "$dir/b"
-boxed sh -c 'mount -t tmpfs tmpfs "$1" && mkdir "$1/u" "$1/w" && mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/u,workdir=$1/w" "$2" &&
-	mount -t cgroup2 cgroup2 "$1" && ip link add lab type bridge' - "$dir/a" "$dir/b" >"$dir/try" 2>&1 ||
-	cannot "control groups, namespaces, overlays and bridges are not all to be had: $(cat "$dir/try")"
+scenarios=${SCENARIOS:-$(cd "$here/scenarios" && for s in *.sh; do echo "${s%.sh}"; done)}
+for scenario in $scenarios; do
+	[ -e "$here/scenarios/$scenario.sh" ] || {
+		echo "$0: there is no scenario $scenario; there are: $(cd "$here/scenarios" && echo *.sh | sed 's/\.sh//g')" >&2
+		exit 64
+	}
+done
 
+boxed mount -t tmpfs tmpfs /run >"$dir/try" 2>&1 || cannot "control groups and namespaces are not to be had: $(cat "$dir/try")"
 cache=${XDG_CACHE_HOME:-/var/cache}/vragent-lab
 "$here/images.sh" "$cache"
+# What a machine needs, tried with one that ends at once.
+boxed sh -euc '
+	mount -t tmpfs tmpfs /run
+	mkdir /run/upper /run/work /run/disk /run/netns
+	mount -t overlay overlay -o "lowerdir=$1,upperdir=/run/upper,workdir=/run/work" /run/disk
+	mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	ip netns add try
+	ip link add lab type bridge
+	ip link add try type veth peer name eth0 netns try
+	systemd-nspawn --quiet --register=no --keep-unit --machine=try --directory=/run/disk --network-namespace-path=/run/netns/try \
+		--capability=CAP_NET_ADMIN --resolv-conf=off --link-journal=no --as-pid2 /bin/true' - "$cache/base" >"$dir/try" 2>&1 ||
+	cannot "no machine starts in systemd-nspawn: $(cat "$dir/try")"
 
 ssh-keygen -q -t ed25519 -N '' -C management -f "$dir/management"
 ssh-keygen -q -t ed25519 -N '' -C user -f "$dir/user"
 mkdir "$dir/debs"
 cp "$@" "$dir/debs/"
 bad=
-for scenario in ${SCENARIOS:-$(cd "$here/scenarios" && for s in *.sh; do echo "${s%.sh}"; done)}; do
+for scenario in $scenarios; do
 	began=$(date +%s)
 	boxed timeout --kill-after=5 600 "$here/inside.sh" "$here/scenarios/$scenario.sh" "$cache" "$dir" || bad="$bad $scenario"
 	echo "$scenario took $(($(date +%s) - began)) s"

@@ -31,7 +31,7 @@ for vm in web-1=50=dhclient app-1=51=udhcpc log-1=52=dhcpcd db-1=53=networkd; do
 	number=${vm%=*}
 	number=${number#*=}
 	promise "$name has its address by $client" "10.1.1.$number/24" "$(address_of "$name")"
-	promise "  and cloud-init is done" done "$(cloud_init "$name")"
+	promise "  and cloud-init is done" "done" "$(cloud_init "$name")"
 	promise "  it took the host name" "$name" "$(inside "$name" hostname)"
 	promise "  and ran the user data" "$name says hello" "$(inside "$name" cat /root/ran)"
 	promise "  its user gets in with the key" "$name" "$(with_key $r "10.1.1.$number" hostname)"
@@ -44,7 +44,7 @@ promise "and for a VM" "10.1.1.53" "$(inside web-1 getent hosts db-1 | cut -d ' 
 say "A password is reset"
 works "the router takes it" eval "vm_password 10.1.1.50 'second one' | drop $r vm_password"
 reboot web-1
-promise "the VM reboots, and cloud-init is done" done "$(cloud_init web-1)"
+promise "the VM reboots, and cloud-init is done" "done" "$(cloud_init web-1)"
 promise "its user gets in with the new password" web-1 "$(with_password 'second one' $r 10.1.1.50 hostname)"
 promise "not with the old one" 255 "$(exit_status with_password "${first}50" $r 10.1.1.50 hostname)"
 promise "which the router has forgotten" saved_password "$(password_server web-1)"
@@ -54,7 +54,7 @@ printf '#cloud-boothook\n#!/bin/sh\necho changed >/root/hook\n' >"$lab/user-data
 works "the router takes it" eval "vm_metadata db-1 $(uuid 53) 10.1.1.53 null <$lab/user-data | drop $r vm_metadata"
 promise "the VM reads it at once" "$(cat "$lab/user-data")" "$(fetch db-1 /latest/user-data)"
 reboot db-1
-promise "and cloud-init at the next boot" done "$(cloud_init db-1)"
+promise "and cloud-init at the next boot" "done" "$(cloud_init db-1)"
 promise "runs it" changed "$(inside db-1 cat /root/hook)"
 
 say "A VM is destroyed, and another one gets its address"
@@ -68,7 +68,7 @@ works "the router takes the new one" eval "
 guest new-1 dhclient "$(mac 99)" guests
 boot new-1
 promise "it has the address" 10.1.1.52/24 "$(address_of new-1)"
-promise "and cloud-init is done" done "$(cloud_init new-1)"
+promise "and cloud-init is done" "done" "$(cloud_init new-1)"
 promise "it took its own host name" new-1 "$(inside new-1 hostname)"
 promise "it reads its own id" "$(uuid 99)" "$(fetch new-1 /latest/instance-id)"
 promise "and no user data of its predecessor" "" "$(fetch new-1 /latest/user-data)"
@@ -93,7 +93,7 @@ promise "a VM reads its data" "after the restart" "$(fetch app-1 /latest/user-da
 works "another one renews its lease" renews web-1
 promise "reads its password" third51 "$(password_server app-1)"
 reboot web-1
-promise "reboots, and cloud-init is done" done "$(cloud_init web-1)"
+promise "reboots, and cloud-init is done" "done" "$(cloud_init web-1)"
 promise "with the address" 10.1.1.50/24 "$(address_of web-1)"
 promise "and the password of the aggregated file" web-1 "$(with_password third50 $r 10.1.1.50 hostname)"
 promise "the log is without errors" "" "$(errors $r)"

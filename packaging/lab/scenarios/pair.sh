@@ -65,7 +65,7 @@ say "A pair of routers boots, and etcd beside it"
 twin r-1 2
 twin r-2 3
 boot store r-1
-works "the first becomes master" within 10 eval '[ "$(gateway r-1)" = 1 ]'
+works "the first becomes master" within 30 eval '[ "$(gateway r-1)" = 1 ]'
 boot r-2
 works "it takes the files" put r-1 "$lab/drop"
 works "and so does the second" put r-2 "$lab/drop"
@@ -81,7 +81,7 @@ touch "$lab/desk-1/disk/etc/cloud/cloud-init.disabled"
 printf 'auto eth0\niface eth0 inet dhcp\n' >"$lab/desk-1/disk/etc/network/interfaces.d/eth0"
 boot web-1 desk-1
 promise "the VM has its address" 10.1.1.50/24 "$(address_of web-1)"
-promise "and cloud-init is done" done "$(cloud_init web-1)"
+promise "and cloud-init is done" "done" "$(cloud_init web-1)"
 promise "it took its password" web-1 "$(with_password 'only once' r-1 10.1.1.50 hostname)"
 pooled=$(address_of desk-1)
 promise "the other has one from the pool" 10.1.1.20 "${pooled%?/24}"
@@ -96,7 +96,7 @@ loop=$!
 seen_web=$(acknowledged web-1)
 seen_desk=$(acknowledged desk-1)
 destroy r-1
-works "the second becomes master" within 10 eval '[ "$(gateway r-2)" = 1 ]'
+works "the second becomes master" within 30 eval '[ "$(gateway r-2)" = 1 ]'
 becomes "and serves" "vragent vragent vragent" serving r-2
 works "the VM renews its lease, from the same server" within 30 renewed web-1 "$seen_web"
 works "and so does the other one" within 30 renewed desk-1 "$seen_desk"

@@ -11,7 +11,7 @@ boot $r
 guest web-1 dhclient "$(mac 50)" guests
 works "the router takes a VM" start $r web-1 50
 boot web-1
-promise "whose cloud-init is done" done "$(cloud_init web-1)"
+promise "whose cloud-init is done" "done" "$(cloud_init web-1)"
 
 say "The service's exposure"
 exposure=$(inside $r systemd-analyze security vragent.service | sed -n 's/.*exposure level[^:]*: *\([0-9.]*\).*/\1/p')
@@ -52,8 +52,10 @@ one_order() {
 	echo "order $1" | vm_metadata web-1 "$(uuid 50)" 10.1.1.50 null | drop $r vm_metadata &&
 		[ "$(fetch web-1 /latest/user-data)" = "order $1" ]
 }
+# Held until what lies in the drop directory is judged.
+long_poll() { inside $r vragent wait; }
 loads=
-for load in exchange connection push one_order; do
+for load in exchange connection push one_order long_poll; do
 	until_stop $load >"$lab/$load" 2>&1 &
 	loads="$loads $!"
 done
@@ -71,6 +73,7 @@ promise "no request on a kept connection, of $(($(count connection) * 400))" "" 
 promise "no push, of $(count push)" "" "$(grep lost "$lab/push")"
 last=$(count push)
 promise "whose last one is in force" "$(pushed "$last")" "$(inside $r cat "/var/lib/vragent/drop/vms/pushed-$((last % 100))/vm.yaml")"
+promise "no long poll, of $(count long_poll)" "" "$(grep lost "$lab/long_poll")"
 promise "no order, of $(count one_order)" "" "$(grep lost "$lab/one_order")"
 promise "the log is without errors" "" "$(errors $r)"
 promise "and no service has failed" "" "$(failed $r)"

@@ -21,8 +21,8 @@ guest app-1 networkd "$(mac 51)" guests
 works "the router takes one" start $r web-1 50
 works "and another" start $r app-1 51
 boot web-1 app-1
-promise "cloud-init is done" done "$(cloud_init web-1)"
-promise "in both" done "$(cloud_init app-1)"
+promise "cloud-init is done" "done" "$(cloud_init web-1)"
+promise "in both" "done" "$(cloud_init app-1)"
 becomes "dnsmasq, Apache and a password server serve them" "dnsmasq apache2 passwd_server_i" serving $r
 works "a password waits for one of them" eval "vm_password 10.1.1.51 'waits for app-1' | drop $r vm_password"
 for vm in web-1 app-1; do reads $vm >"$lab/$vm/read"; done
@@ -43,7 +43,7 @@ promise "one that was taken does not" saved_password "$(password_server web-1)"
 guest log-1 udhcpc "$(mac 52)" guests
 works "the router takes a new VM" start $r log-1 52
 boot log-1
-promise "whose cloud-init is done" done "$(cloud_init log-1)"
+promise "whose cloud-init is done" "done" "$(cloud_init log-1)"
 promise "and which has its address" 10.1.1.52/24 "$(address_of log-1)"
 
 say "Orders that are for the originals"
@@ -74,7 +74,7 @@ destroy log-1
 guest db-1 dhclient "$(mac 53)" guests
 works "and one that is new" start $r db-1 53
 boot db-1
-promise "whose cloud-init is done" done "$(cloud_init db-1)"
+promise "whose cloud-init is done" "done" "$(cloud_init db-1)"
 reads db-1 >"$lab/db-1/read"
 promise "the log is without errors" "" "$(errors $r "$installed")"
 
@@ -99,6 +99,6 @@ promise "the password waits still" "waits for app-1" "$(password_server app-1)"
 promise "the removed VM is unknown" 0 "$(inside $r grep -c "$(mac 52)" /etc/dhcphosts.txt)"
 works "the router takes a password" eval "vm_password 10.1.1.50 'the old way' | drop $r vm_password"
 reboot web-1
-promise "the VM reboots, and cloud-init is done" done "$(cloud_init web-1)"
+promise "the VM reboots, and cloud-init is done" "done" "$(cloud_init web-1)"
 promise "its user gets in with it" web-1 "$(with_password 'the old way' $r 10.1.1.50 hostname)"
 promise "no service has failed" "" "$(failed $r)"

@@ -39,7 +39,7 @@ works "and another" nic web-2 02:01:00:cb:02:01 10.40.2.12 true
 boot web-1 web-2
 for vm in web-1=11 web-2=12; do
 	promise "${vm%=*} has its address" "10.40.2.${vm#*=}/24" "$(address_of "${vm%=*}")"
-	promise "  and cloud-init is done" done "$(cloud_init "${vm%=*}")"
+	promise "  and cloud-init is done" "done" "$(cloud_init "${vm%=*}")"
 	promise "  its default route is the tier's gateway" "10.40.2.1 eth0" "$(default_route "${vm%=*}")"
 done
 
