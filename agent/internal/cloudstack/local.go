@@ -244,6 +244,8 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]by
 		switch {
 		case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 			return nil, fmt.Errorf("%s: permission denied: be root or a member of group vragent", c.path)
+		case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+			return nil, c.wentAway(err)
 		case !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED):
 			return nil, fmt.Errorf("%s: %w", c.path, errors.Join(errors.Unwrap(err)))
 		case time.Now().After(deadline):
@@ -257,11 +259,16 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]by
 	}
 }
 
+// wentAway is the error of a request that may have been carried out or not.
+func (c *Client) wentAway(err error) error {
+	return fmt.Errorf("%s: the daemon went away before it had answered: %w", c.path, err)
+}
+
 func (c *Client) read(res *http.Response, path string) ([]byte, error) {
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err != nil {
-		return nil, fmt.Errorf("%s: the daemon went away before it had answered: %w", c.path, err)
+		return nil, c.wentAway(err)
 	}
 	if res.StatusCode == http.StatusOK {
 		return data, nil

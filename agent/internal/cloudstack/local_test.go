@@ -161,6 +161,25 @@ func TestClientSaysWhatIsMissing(t *testing.T) {
 	if _, err := c.Apply(context.Background(), []File{{Name: "x"}}); !errors.Is(err, ErrNoDaemon) {
 		t.Errorf("without a daemon: %v", err)
 	}
+	path := filepath.Join(t.TempDir(), "killed")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1))
+			_ = conn.Close()
+		}
+	}()
+	if _, err := Dial(path).Apply(context.Background(), []File{{Name: "x"}}); err == nil || !strings.Contains(err.Error(), "went away") {
+		t.Errorf("with one that is killed: %v", err)
+	}
 }
 
 func TestGuestsOverTheSocket(t *testing.T) {
