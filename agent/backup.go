@@ -18,6 +18,9 @@ import (
 	"vragent/dhcp"
 )
 
+// usersPart is the key of the fault that not all records of users could be read.
+const usersPart = "users"
+
 // Contents says what a backup holds.
 type Contents struct {
 	Created time.Time
@@ -28,6 +31,8 @@ type Contents struct {
 	Taken   int
 	// Faults are what could not be read when it was made.
 	Faults []string
+
+	usersLacking bool // some of the users or of the LDAP records could not
 }
 
 // Backup writes what no drop directory holds, while the agent serves: users, pool leases and taken
@@ -61,7 +66,7 @@ func (a *Agent) Backup(ctx context.Context, out io.Writer) error {
 		}
 	}
 	return errors.Join(
-		each(backup.User, "users", a.users, ""),
+		each(backup.User, usersPart, a.users, ""),
 		each(backup.Lease, "pool leases", a.leases, leasePrefix),
 		each(backup.Taken, "taken passwords", a.units, engine.TakenPrefix),
 		w.Close(),
@@ -118,6 +123,7 @@ func (c *Contents) count(r backup.Record) error {
 		c.Taken++
 	case backup.Fault:
 		c.Faults = append(c.Faults, r.Key+": "+string(r.Value))
+		c.usersLacking = c.usersLacking || r.Key == usersPart
 	default:
 		return fmt.Errorf("record of kind %q: this release knows none", r.Kind)
 	}
@@ -129,6 +135,8 @@ type Restored struct {
 	Contents // of the backup
 	// RemovedUsers and RemovedLDAP were there and not in the backup.
 	RemovedUsers, RemovedLDAP int
+	// KeptUsers are users and LDAP records that were there and not in a backup that lacks some.
+	KeptUsers int
 	// NewerLeases and KeptTaken of the backup changed nothing: the state directory knows something newer.
 	NewerLeases, KeptTaken int
 	// Damage is what was wrong with the state directory.
@@ -150,10 +158,10 @@ func StateOwner(config string) (os.FileInfo, error) {
 }
 
 // Restore brings a backup into the state directory of an agent that does not run. All of the backup is
-// checked before anything is changed. Users become those of the backup. A lease or a taken password of
-// the state directory gives way to a newer one only, so that no address is given twice and no password
-// is given out again; leases tell which is newer, and a taken password that is there is newer than any
-// backup. Each of the three is changed whole or not at all, and restoring again does no harm.
+// checked before anything is changed. Users become those of the backup; where it lacks some, since they
+// could not be read when it was made, none is removed. A lease or a taken password of the state directory
+// gives way to a newer one only, so that no address is given twice and no password is given out again;
+// leases tell which is newer, and a taken password that is there is newer than any backup. Each of the three is changed whole or not at all, and restoring again does no harm.
 func Restore(config string, in io.Reader) (Restored, error) {
 	var done Restored
 	cfg, err := LoadConfig(config)
@@ -181,9 +189,6 @@ func Restore(config string, in io.Reader) (Restored, error) {
 	}
 
 	changes := map[backup.Kind]*state.Batch{backup.User: {}, backup.Lease: {}, backup.Taken: {}}
-	for key := range stores[backup.User].Keys("") {
-		changes[backup.User].Delete(key)
-	}
 	here := make(map[string]bool)
 	for _, r := range records {
 		switch r.Kind {
@@ -207,11 +212,16 @@ func Restore(config string, in io.Reader) (Restored, error) {
 	for key := range stores[backup.User].Keys("") {
 		switch {
 		case here[key]:
+			continue
+		case done.usersLacking:
+			done.KeptUsers++
+			continue
 		case strings.HasPrefix(key, account.UserPrefix):
 			done.RemovedUsers++
 		default:
 			done.RemovedLDAP++
 		}
+		changes[backup.User].Delete(key)
 	}
 	for _, kind := range []backup.Kind{backup.Taken, backup.Lease, backup.User} {
 		if err := stores[kind].Commit(changes[kind]); err != nil {

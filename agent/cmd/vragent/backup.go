@@ -174,6 +174,7 @@ func writeRestored(w io.Writer, now time.Time, done agent.Restored, name string)
 	}{
 		{done.RemovedUsers, "user", "removed, not in the backup"},
 		{done.RemovedLDAP, "LDAP record", "removed, not in the backup"},
+		{done.KeptUsers, "record", "of users and LDAP not removed: the backup, which lacks some, may lack them"},
 		{done.NewerLeases, "pool lease", "not changed: the state directory has a newer one"},
 		{done.KeptTaken, "taken password", "not changed: the state directory has it already"},
 	} {
