@@ -2,7 +2,7 @@ package etcd
 
 import (
 	"context"
-	"errors"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -47,7 +47,9 @@ func (c *Client) Close() {
 // Endpoint returns the member that requests go to now.
 func (c *Client) Endpoint() string { return c.member().endpoint }
 
-func (c *Client) member() *member { return c.members[c.current.Load()%uint64(len(c.members))] }
+func (c *Client) member() *member { return c.at(c.current.Load()) }
+
+func (c *Client) at(turn uint64) *member { return c.members[turn%uint64(len(c.members))] }
 
 // Range returns all keys that begin with prefix, as they are at one revision, the newest that the
 // cluster has agreed on when Range is called, and that revision.
@@ -110,12 +112,14 @@ func (c *Client) Commit(ctx context.Context, t Txn) (done bool, revision int64, 
 }
 
 // call makes a request of the member in use. When that cannot be reached or has no leader, it is made of
-// the next one, once round; each has its part of the time that is left.
+// the next one, once round, whatever other requests turn to meanwhile; each has its part of the time that
+// is left.
 func (c *Client) call(ctx context.Context, request func(context.Context, clientv3.KV) error) error {
-	var faults []error
-	for left := len(c.members); left > 0; left-- {
-		used := c.current.Load()
-		m := c.member()
+	var found faults
+	first := c.current.Load()
+	for i := range len(c.members) {
+		turn, left := first+uint64(i), len(c.members)-i
+		m := c.at(turn)
 		try, cancel := ctx, context.CancelFunc(func() {})
 		if deadline, ok := ctx.Deadline(); ok && left > 1 {
 			try, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
@@ -125,17 +129,30 @@ func (c *Client) call(ctx context.Context, request func(context.Context, clientv
 			cancel()
 			return nil
 		}
-		faults = append(faults, m.explain(try, err))
+		found = append(found, m.explain(try, err))
 		cancel()
 		switch code(err) {
 		case codes.Unavailable, codes.DeadlineExceeded, codes.Unknown:
 		default: // another member would say the same
-			return errors.Join(faults...)
+			return found
 		}
-		c.current.CompareAndSwap(used, used+1)
+		c.current.CompareAndSwap(turn, turn+1)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return errors.Join(faults...)
+	return found
 }
+
+// faults are what several members said, on one line.
+type faults []error
+
+func (f faults) Error() string {
+	texts := make([]string, len(f))
+	for i, err := range f {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (f faults) Unwrap() []error { return f }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -252,6 +253,22 @@ func TestMembersThatCannotBeReachedArePassedOver(t *testing.T) {
 	_, _, err := c.Get(within(t, waitTime), "a")
 	if err == nil || !strings.Contains(err.Error(), "127.0.0.1:9") || !strings.Contains(err.Error(), "127.0.0.1:7") {
 		t.Errorf("Get with nobody there: %v, want both members named", err)
+	}
+	if err != nil && strings.Contains(err.Error(), "\n") {
+		t.Errorf("Get with nobody there: %q, want one line", err)
+	}
+	// Others that turn away from the same members keep no request from its round.
+	for range 20 {
+		c := client(t, etcd.Options{Endpoints: []string{"http://127.0.0.1:9", "http://127.0.0.1:7", "http://" + address}})
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if _, _, err := c.Get(within(t, waitTime), "a"); err != nil {
+					t.Errorf("Get beside others: %v", err)
+				}
+			})
+		}
+		all.Wait()
 	}
 }
 

@@ -30,8 +30,8 @@ var (
 // without a word is noticed within three seconds. The changes of one revision come in one call. started
 // is called once the member watches.
 func (c *Client) Watch(ctx context.Context, prefix string, revision int64, started func(), fn func([]Event) error) error {
-	used, m := c.current.Load(), c.member()
-	err := m.watch(ctx, prefix, revision, started, fn)
+	used := c.current.Load()
+	err := c.at(used).watch(ctx, prefix, revision, started, fn)
 	if ctx.Err() == nil && !errors.Is(err, ErrCompacted) {
 		c.current.CompareAndSwap(used, used+1)
 	}
