@@ -20,7 +20,8 @@ type Item struct {
 
 // Items reads a VR-*.cfg, in which a management server sends all that a router needs at its start:
 // sections of one file or one command, in order. Lines that begin with # and sections of other kinds
-// are passed over. Where the file breaks off, the error comes last; one without any section is torn as well. One item is held at a time.
+// are passed over. Where the file breaks off, the error comes last; one without any section is torn as
+// well. One item is held at a time.
 func Items(r io.Reader) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		lines := bufio.NewReader(r)

@@ -350,16 +350,15 @@ func (d *Dialect) change(do func()) {
 	d.changed = make(chan struct{})
 }
 
-// Leave takes back all that the dialect has ever put into the drop directory, and forgets it: the
-// router is somebody else's from now on. It returns once nothing of it is in force. Leaving twice
-// changes nothing.
+// Leave takes back all that files of the router have ever put into the drop directory, and forgets it: the
+// router is somebody else's from now on. Networks of an extension stay. It returns once nothing of it is
+// in force. Leaving twice changes nothing.
 func (d *Dialect) Leave(ctx context.Context) error {
-	select {
-	case d.turn <- struct{}{}:
-		defer func() { <-d.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
+	done, err := d.begin(ctx)
+	if err != nil {
+		return err
 	}
+	defer done()
 	var changes []Change
 	var units []string
 	remove := func(unit string) {

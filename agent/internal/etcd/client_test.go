@@ -257,19 +257,19 @@ func TestMembersThatCannotBeReachedArePassedOver(t *testing.T) {
 	if err != nil && strings.Contains(err.Error(), "\n") {
 		t.Errorf("Get with nobody there: %q, want one line", err)
 	}
-	// Others that turn away from the same members keep no request from its round.
-	for range 20 {
-		c := client(t, etcd.Options{Endpoints: []string{"http://127.0.0.1:9", "http://127.0.0.1:7", "http://" + address}})
-		var all sync.WaitGroup
-		for range 8 {
-			all.Go(func() {
-				if _, _, err := c.Get(within(t, waitTime), "a"); err != nil {
-					t.Errorf("Get beside others: %v", err)
+	// Others that turn the client to its next member keep no request from its round.
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 500 {
+				_, _, err := c.Get(within(t, waitTime), "a")
+				if err == nil || !strings.Contains(err.Error(), "127.0.0.1:9") || !strings.Contains(err.Error(), "127.0.0.1:7") {
+					t.Errorf("Get beside others: %v, want both members asked", err)
 				}
-			})
-		}
-		all.Wait()
+			}
+		})
 	}
+	all.Wait()
 }
 
 func TestDeadConnectionsEndAWatch(t *testing.T) {
