@@ -73,7 +73,7 @@ func (e *Engine) Password(ctx context.Context, vm string) (string, bool, error) 
 }
 
 func (e *Engine) takenPassword(unit drop.Unit) (*taken, error) {
-	value, err := e.Store.Get(takenPrefix + unit.Path())
+	value, err := e.Store.Get(TakenPrefix + unit.Path())
 	if errors.Is(err, state.ErrNotFound) {
 		return nil, nil
 	}
@@ -91,10 +91,10 @@ func (e *Engine) Forget(units []string) error {
 	var batch state.Batch
 	gone := make(map[string][]byte)
 	for _, unit := range units {
-		if value, err := e.Store.Get(takenPrefix + unit); err == nil {
+		if value, err := e.Store.Get(TakenPrefix + unit); err == nil {
 			gone[takenOf(unit)] = value
 		}
-		batch.Delete(takenPrefix + unit)
+		batch.Delete(TakenPrefix + unit)
 	}
 	if err := e.Store.Commit(&batch); err != nil {
 		return fmt.Errorf("record of taken passwords: %w", err)
@@ -130,7 +130,7 @@ func (e *Engine) Taken(ctx context.Context, vm, password string) error {
 	e.taking.Lock()
 	defer e.taking.Unlock()
 	var batch state.Batch
-	batch.Put(takenPrefix+unit.Path(), value)
+	batch.Put(TakenPrefix+unit.Path(), value)
 	if err := e.Store.Commit(&batch); err != nil {
 		return fmt.Errorf("record of taken passwords: %w", err)
 	}
@@ -147,13 +147,9 @@ func (e *Engine) removePassword(vm, password string) {
 	}
 }
 
-// TakenPrefix begins the keys under which the store of units keeps which passwords were taken. A backup
-// has these records, and what is there of the rest comes from the drop directory.
-const TakenPrefix = takenPrefix
-
 // CheckTaken tells whether a record, such as one from a backup, says that a password was taken.
 func CheckTaken(key string, value []byte) error {
-	path, ok := strings.CutPrefix(key, takenPrefix)
+	path, ok := strings.CutPrefix(key, TakenPrefix)
 	if !ok {
 		return fmt.Errorf("%q is no key of taken passwords", key)
 	}

@@ -25,9 +25,11 @@ import (
 //	data/vms/i-2-34-VM/user-data/HASH    its bytes
 //	taken/vms/i-2-34-VM            salted hash of the password that the guest has taken
 const (
-	unitPrefix  = "unit/"
-	dataPrefix  = "data/"
-	takenPrefix = "taken/"
+	unitPrefix = "unit/"
+	dataPrefix = "data/"
+	// TakenPrefix begins those of passwords that were taken, which a backup has: what is there of the rest
+	// comes from the drop directory.
+	TakenPrefix = "taken/"
 )
 
 // recordFormat changes whenever a release would misread Document. Text then brings the unit back: the
@@ -64,10 +66,10 @@ func (e *Engine) write(moves []desired.Move, contents map[drop.Unit]drop.Content
 		oldData, newData := blobs(mv.Old), blobs(mv.New)
 		if mv.New == nil {
 			batch.Delete(unitPrefix + path)
-			if value, err := e.Store.Get(takenPrefix + path); err == nil {
+			if value, err := e.Store.Get(TakenPrefix + path); err == nil {
 				gone[takenOf(path)] = value
 			}
-			batch.Delete(takenPrefix + path)
+			batch.Delete(TakenPrefix + path)
 			writes[mv.Unit] = nil
 		} else {
 			e.order++

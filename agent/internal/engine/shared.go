@@ -95,8 +95,8 @@ func (e *Engine) takeRecords(ctx context.Context, there map[string][]byte) {
 	for vm, value := range there {
 		e.takeRecord(ctx, vm, value)
 	}
-	for key := range e.Store.Keys(takenPrefix) {
-		vm := takenOf(strings.TrimPrefix(key, takenPrefix))
+	for key := range e.Store.Keys(TakenPrefix) {
+		vm := takenOf(strings.TrimPrefix(key, TakenPrefix))
 		if _, ok := there[vm]; !ok && ctx.Err() == nil {
 			e.takeRecord(ctx, vm, nil)
 		}
@@ -107,7 +107,7 @@ func (e *Engine) takeRecords(ctx context.Context, there map[string][]byte) {
 // gets it the one that is here.
 func (e *Engine) takeRecord(ctx context.Context, vm string, value []byte) {
 	unit := drop.Unit{Kind: drop.VM, Name: vm}
-	key := takenPrefix + unit.Path()
+	key := TakenPrefix + unit.Path()
 	e.mu.RLock()
 	v, ok := e.model.View(unit)
 	e.mu.RUnlock()
