@@ -247,6 +247,9 @@ func TestListenUnix(t *testing.T) {
 	}
 
 	// While it lives nobody takes it away.
+	if _, err := api.ListenUnix(filepath.Join(filepath.Dir(path), "none", "api.sock"), "", nil); err == nil || !strings.Contains(err.Error(), "the folder of ") {
+		t.Errorf("ListenUnix() without a folder = %v, want that it is not there", err)
+	}
 	if _, err := api.ListenUnix(path, "", nil); err == nil || !strings.Contains(err.Error(), "another daemon answers") {
 		t.Errorf("second ListenUnix() = %v, want that another daemon answers", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/user"
@@ -81,6 +82,9 @@ func openUnix(path, group string) (int, error) {
 	// can see it and is renamed into its place.
 	hidden := path + "." + rand.Text()[:6]
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
+	if errors.Is(err, fs.ErrNotExist) {
+		return -1, fmt.Errorf("the folder of %s is not there: make it, or name another api.socket", path)
+	}
 	if err != nil {
 		return -1, err
 	}
