@@ -19,7 +19,7 @@ func CheckRecord(key string, value []byte) (user bool, err error) {
 		return nil
 	}
 	switch {
-	case strings.HasPrefix(key, userPrefix):
+	case strings.HasPrefix(key, UserPrefix):
 		var u User
 		if err := read(&u); err != nil {
 			return true, err
@@ -28,7 +28,7 @@ func CheckRecord(key string, value []byte) (user bool, err error) {
 		if err := errors.Join(CheckName(u.Name), role); err != nil {
 			return true, fmt.Errorf("%s: %w", key, err)
 		}
-		if key != userPrefix+u.ID || u.ID == "" {
+		if key != UserPrefix+u.ID || u.ID == "" {
 			return true, fmt.Errorf("%s: is the record of id %q", key, u.ID)
 		}
 		if u.State != Enabled && u.State != Disabled && u.State != Locked {

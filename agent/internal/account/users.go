@@ -118,9 +118,7 @@ type Users struct {
 }
 
 // UserPrefix begins the keys of users in a Store; those of LDAP servers and links begin otherwise.
-const UserPrefix = userPrefix
-
-const userPrefix = "user/"
+const UserPrefix = "user/"
 
 // Open reads the users from the store.
 func Open(opts Options) (*Users, error) {
@@ -145,7 +143,7 @@ func Open(opts Options) (*Users, error) {
 		sessions: map[string]*Session{},
 	}
 	u.dummy = sync.OnceValues(func() (string, error) { return hashPassword(rand.Text(), opts.HashCost) })
-	err := opts.Store.Each(userPrefix, func(key string, value []byte) error {
+	err := opts.Store.Each(UserPrefix, func(key string, value []byte) error {
 		var user User
 		if err := json.Unmarshal(value, &user); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
@@ -375,7 +373,7 @@ func (u *Users) Remove(id string) error {
 	if u.lastAdmin(user) {
 		return ErrLastAdmin
 	}
-	if err := u.opts.Store.Commit(map[string][]byte{userPrefix + id: nil}); err != nil {
+	if err := u.opts.Store.Commit(map[string][]byte{UserPrefix + id: nil}); err != nil {
 		return fmt.Errorf("user %q: %w", user.Name, err)
 	}
 	u.mu.Lock()
@@ -407,7 +405,7 @@ func (u *Users) save(user *User) error {
 	if err != nil {
 		return err
 	}
-	if err := u.opts.Store.Commit(map[string][]byte{userPrefix + user.ID: value}); err != nil {
+	if err := u.opts.Store.Commit(map[string][]byte{UserPrefix + user.ID: value}); err != nil {
 		return fmt.Errorf("user %q: %w", user.Name, err)
 	}
 	kept := *user
