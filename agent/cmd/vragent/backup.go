@@ -104,8 +104,8 @@ func restoreCommand(opts *options, std stdio) *cobra.Command {
 		Short: "Bring a backup back, while the daemon is stopped",
 		Long: `Bring back what vragent backup saved, while the daemon is stopped. FILE is checked
 as a whole before anything is changed; - is standard input. Users become those of the
-backup. A pool lease stays where the state directory has a newer one, and a password
-that was taken stays taken.
+backup; none is removed where it says that it lacks some. A pool lease stays where the
+state directory has a newer one, and a password that was taken stays taken.
 
 Exit status 0, or 1 with the reason.`,
 		Args: cobra.ExactArgs(1),
