@@ -32,7 +32,7 @@ twin() {
 			interface eth0
 			virtual_router_id 51
 			priority 100
-			advert_int 0.1
+			advert_int 1
 			virtual_ipaddress {
 				10.1.1.1/24 dev eth0
 			}
