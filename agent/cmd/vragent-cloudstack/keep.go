@@ -11,7 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vragent/agent/internal/cloudstack"
 )
@@ -170,11 +173,62 @@ func (s *site) keepFiles(g cloudstack.Guests) (ids map[string]fileID, hosts bool
 // unitFile reads a file of a unit; one that is not there is nil.
 func (s *site) unitFile(g cloudstack.Guests, name string) func(unit string) ([]byte, error) {
 	return func(unit string) ([]byte, error) {
-		data, err := os.ReadFile(s.path(filepath.Join(g.DropDir, unit, name)))
+		data, err := readRegular(s.path(g.DropDir), unit+"/"+name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 		return data, err
+	}
+}
+
+// readRegular reads the file at path below dir, which others than root may write into. So neither the
+// file nor a folder on the way to it may be a symbolic link, which might lead to what only root reads,
+// and a pipe or a device is not read.
+func readRegular(dir, path string) ([]byte, error) {
+	at, err := openAt(unix.AT_FDCWD, dir, unix.O_DIRECTORY)
+	names := strings.Split(path, "/")
+	for i, name := range names {
+		if err != nil {
+			return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir, filepath.Join(names[:i]...)), Err: err}
+		}
+		parent := at
+		flags := unix.O_NOFOLLOW | unix.O_NONBLOCK
+		if i < len(names)-1 {
+			flags |= unix.O_DIRECTORY
+		}
+		at, err = openAt(parent, name, flags)
+		_ = unix.Close(parent)
+		// ELOOP is a link, ENXIO a socket, and ENOTDIR what is in the place of a folder.
+		switch {
+		case err == unix.ENOTDIR || err == unix.ELOOP && i < len(names)-1:
+			return nil, fmt.Errorf("%s is no folder, or a link to one, which is not followed", filepath.Join(dir, filepath.Join(names[:i+1]...)))
+		case err == unix.ELOOP || err == unix.ENXIO:
+			return nil, fmt.Errorf("%s is no regular file, and so not read", filepath.Join(dir, path))
+		}
+	}
+	path = filepath.Join(dir, path)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	file := os.NewFile(uintptr(at), path)
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file, and so not read", path)
+	}
+	return io.ReadAll(file)
+}
+
+// openAt opens for reading, however often a signal comes in between.
+func openAt(dir int, name string, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|flags, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
 	}
 }
 

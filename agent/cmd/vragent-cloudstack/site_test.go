@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"vragent/agent/internal/cloudstack"
 )
@@ -365,6 +366,49 @@ func TestLeavePutsEverythingBack(t *testing.T) {
 	if err := p.leave(context.Background()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestOnlyRegularFilesOfUnitsAreRead: the daemon's group writes into their folders, and root reads.
+func TestOnlyRegularFilesOfUnitsAreRead(t *testing.T) {
+	const unit, file = "/drop/vms/n_10.1.1.50", "/drop/vms/n_10.1.1.50/user-data"
+	for name, test := range map[string]struct {
+		put  func(p *place) error
+		want string
+	}{
+		"a link":          {func(p *place) error { return os.Symlink(p.path("/secret/user-data"), p.path(file)) }, "user-data is no regular file"},
+		"a pipe":          {func(p *place) error { return unix.Mkfifo(p.path(file), 0o666) }, "user-data is no regular file"},
+		"a folder":        {func(p *place) error { return os.Mkdir(p.path(file), 0o755) }, "user-data is no regular file"},
+		"a linked folder": {func(p *place) error { return relink(p, unit, "/secret") }, "n_10.1.1.50 is no folder"},
+		"a file as a folder": {func(p *place) error {
+			return errors.Join(os.Remove(p.path(unit)), os.WriteFile(p.path(unit), nil, 0o644))
+		}, "n_10.1.1.50 is no folder"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t, map[string]string{"/secret/user-data": "for root alone"})
+			if err := errors.Join(os.MkdirAll(p.path(unit), 0o755), test.put(p)); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := p.keepFiles(guestsOf(t, "/drop"))
+			if err == nil || !strings.Contains(err.Error(), "user data of 10.1.1.50") || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("keepFiles() = %v, want that %s", err, test.want)
+			}
+			if got := p.read(bagsDir + "/vmdata.json"); got != "none" {
+				t.Errorf("vmdata.json is %s", got)
+			}
+			if got := p.read(hostsFile); !strings.Contains(got, "10.1.1.50\tweb\n") {
+				t.Errorf("the other files are not kept: %s", got)
+			}
+		})
+	}
+	p := newPlace(t, nil)
+	if data, err := p.unitFile(guestsOf(t, "/drop"), "user-data")("vms/n_10.1.1.50"); data != nil || err != nil {
+		t.Errorf("a unit that is not there: %q, %v", data, err)
+	}
+}
+
+// relink puts a link to target in the place of an empty folder.
+func relink(p *place, folder, target string) error {
+	return errors.Join(os.Remove(p.path(folder)), os.Symlink(p.path(target), p.path(folder)))
 }
 
 func TestLeaveThatCannotKeepTheFilesChangesNothing(t *testing.T) {
