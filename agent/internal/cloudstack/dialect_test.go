@@ -259,6 +259,26 @@ func TestLeaseFields(t *testing.T) {
 	}
 }
 
+// TestNameOfTheRouter: it becomes part of /etc/hosts, which must not get lines of somebody else's by it.
+func TestNameOfTheRouter(t *testing.T) {
+	for name, known := range map[string]bool{
+		"r-1-VM": true, "r-1.example.net": true, `r-1-VM\n192.0.2.66 example.net`: false, "r 1": false, "r_1": false, "#": false,
+	} {
+		b := newBench(t)
+		r := b.one(strings.Replace(isolated, "r-1-VM", name, 1))
+		want := ""
+		if known {
+			want = name
+		}
+		if got := b.Guests().Router; r.State != Applied || len(r.Notes) > 0 == known || got != want {
+			t.Errorf("%s: router %q, result %+v", name, got, r)
+		}
+		if hosts := string(b.Guests().Hosts()); strings.Contains(hosts, "192.0.2.66") || !strings.Contains(hosts, strings.TrimSpace(want+" data-server")+"\n") {
+			t.Errorf("%s: /etc/hosts is\n%s", name, hosts)
+		}
+	}
+}
+
 func TestMetadataValues(t *testing.T) {
 	b := newBench(t)
 	rows := `["metadata","service-offering","Small \\u00e9dition"],["metadata","availability-zone","Z\u00fcrich"],` +

@@ -155,7 +155,7 @@ func Parse(name string, data []byte) (Event, error) {
 	var err error
 	switch kind {
 	case CmdLine:
-		e.body, err = parseCmdLine(data)
+		e.body, err = e.parseCmdLine(data)
 	case GuestNetwork:
 		e.body, err = parseTier(data)
 	case IPAssociations:
@@ -227,7 +227,7 @@ func article(value string) string {
 	return "a " + value
 }
 
-func parseCmdLine(data []byte) (cmdLine, error) {
+func (e *Event) parseCmdLine(data []byte) (cmdLine, error) {
 	var raw struct {
 		CmdLine map[string]text `json:"cmd_line"`
 	}
@@ -241,7 +241,18 @@ func parseCmdLine(data []byte) (cmdLine, error) {
 	for k, v := range raw.CmdLine {
 		c[k] = v.trim()
 	}
+	if name := c["name"]; name != "" && c.name() == "" {
+		e.note("name %q of the router is no host name and is left out of /etc/hosts", name)
+	}
 	return c, nil
+}
+
+// name is the router's own, or "" where that is no host name: it becomes part of a file of lines.
+func (c cmdLine) name() string {
+	if !hostname(c["name"]) {
+		return ""
+	}
+	return c["name"]
 }
 
 func parseTier(data []byte) (t tier, err error) {

@@ -24,7 +24,7 @@ type Guests struct {
 	Generation uint64           `json:"generation"`
 	Off        bool             `json:"off,omitempty"` // nobody wants the files to be kept
 	DropDir    string           `json:"drop_dir"`      // which the folders of units lie in
-	Router     string           `json:"router"`        // the router's own name
+	Router     string           `json:"router"`        // the router's own name, a host name; "": none is known
 	Networks   []NetworkSummary `json:"networks"`
 	Guests     []GuestSummary   `json:"guests"`
 }
@@ -80,7 +80,7 @@ func (k knownGuest) summary() GuestSummary {
 func (d *Dialect) known() (beside Guests, guests []knownGuest) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	beside = Guests{Generation: d.gen, Off: !d.Databags, DropDir: d.DropDir, Router: d.memory.router.CmdLine["name"]}
+	beside = Guests{Generation: d.gen, Off: !d.Databags, DropDir: d.DropDir, Router: d.memory.router.CmdLine.name()}
 	for _, n := range d.memory.router.networks() {
 		beside.Networks = append(beside.Networks, NetworkSummary{n.serving(), n.Gateway.Masked()})
 	}
