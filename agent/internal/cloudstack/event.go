@@ -541,8 +541,11 @@ func (e *Event) sortRows(rows [][]*text) (v vmData, err error) {
 			case "instance-id":
 				instance = v.Meta[served]
 			}
+		case "password":
+			continue // for a configuration drive
 		default:
-			continue // a password for a configuration drive, for one
+			e.note("%q of folder %q is left out: metadata and userdata are the folders that are served", name, dir)
+			continue
 		}
 		v.Rows = append(v.Rows, row)
 	}

@@ -91,6 +91,17 @@ func TestExtensionServesAVM(t *testing.T) {
 	}
 }
 
+func TestFoldersThatAreNotServedAreNoted(t *testing.T) {
+	b := newExtensionBench(t)
+	b.calls(`implement-network `+inNet, extLease)
+	for dir, notes := range map[string]int{"metadata": 0, "meta_data": 0, "password": 0, "vendordata": 1, "": 1} {
+		r, _ := b.call("save-vm-data", fmt.Sprintf(`"network_id":"42","ip":"10.0.0.10","vm_data":[{"dir":%q,"file":"tier","content":"front"}]`, dir))
+		if r.State != Applied || len(r.Notes) != notes || notes > 0 && !strings.Contains(r.Notes[0], fmt.Sprintf(`"tier" of folder %q`, dir)) {
+			t.Errorf("folder %q: %+v, want %d notes", dir, r, notes)
+		}
+	}
+}
+
 func TestExtensionNetworksMayOverlap(t *testing.T) {
 	b := newExtensionBench(t)
 	other := strings.NewReplacer(`"network_id":"42"`, `"network_id":"43"`, `"vlan":"100"`, `"vlan":"200"`, `"extension_ip":"10.0.0.1"`, `"extension_ip":"10.0.0.2"`, `"gateway":"10.0.0.1"`, `"gateway":"10.0.0.254"`).Replace(extLease)
