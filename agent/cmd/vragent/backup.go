@@ -67,35 +67,44 @@ func fetchBackup(ctx context.Context, opts *options, out io.Writer) (agent.Conte
 	return o.contents, err
 }
 
-// saveBackup writes a file whose name is there only once it is complete and on disk. It takes the place
-// of a regular file alone, not of a device.
+// saveBackup has the daemon's backup in a file.
 func saveBackup(ctx context.Context, opts *options, path string) (contents agent.Contents, err error) {
+	err = putFile(path, func(out io.Writer) error {
+		contents, err = fetchBackup(ctx, opts, out)
+		return err
+	})
+	return contents, err
+}
+
+// putFile writes a file whose name is there only once it is complete and on disk. It takes the place of a
+// regular file alone, not of a device. An error leaves what was there, unless it says that the file is
+// complete.
+func putFile(path string, write func(io.Writer) error) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return contents, fmt.Errorf("%s: is no regular file: name one, or - for standard output", path)
+		return fmt.Errorf("%s: is no regular file: name one, or - for standard output", path)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
-		return contents, err
+		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	if contents, err = fetchBackup(ctx, opts, f); err != nil {
-		return contents, err
+	if err = write(f); err == nil {
+		err = f.Sync()
 	}
-	if err = f.Sync(); err != nil {
-		return contents, err
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return contents, err
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
-	dir, failed := os.Open(filepath.Dir(path))
-	if failed == nil {
-		failed = errors.Join(dir.Sync(), dir.Close())
+	dir, err := os.Open(filepath.Dir(path))
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
 	}
-	return contents, errors.Join(failed, f.Close())
+	if err != nil {
+		return fmt.Errorf("%s is complete, but may not outlast a power failure: sync its folder: %w", path, err)
+	}
+	return nil
 }
 
 func restoreCommand(opts *options, std stdio) *cobra.Command {
