@@ -74,7 +74,7 @@ type Server struct {
 	closed  bool
 	devices []Device
 	open    map[place]*listener
-	faults  map[place]error
+	faults  map[place]Fault
 }
 
 // service is one of the two that are served on each address.
@@ -129,7 +129,7 @@ func NewServer(t *Table, o Options) *Server {
 		farewell:  usualFarewell,
 		openings:  make(chan struct{}, 1),
 		open:      make(map[place]*listener),
-		faults:    make(map[place]error),
+		faults:    make(map[place]Fault),
 		sweep:     time.NewTicker(sweepInterval),
 	}
 	if s.log == nil {
@@ -180,8 +180,21 @@ func (s *Server) SetDevices(devices []Device) {
 	s.reconcile()
 }
 
+// Fault is an address that cannot be served; the server tries again by itself.
+type Fault struct {
+	Service string // metadata or password
+	Device  string
+	Address netip.AddrPort
+	Err     error
+}
+
+// String is what people are told.
+func (f Fault) String() string {
+	return fmt.Sprintf("%s on %s, device %s: %v", f.Service, f.Address, f.Device, f.Err)
+}
+
 // Faults says why which addresses cannot be served at the moment.
-func (s *Server) Faults() []error {
+func (s *Server) Faults() []Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	places := make([]place, 0, len(s.faults))
@@ -189,7 +202,7 @@ func (s *Server) Faults() []error {
 		places = append(places, p)
 	}
 	slices.SortFunc(places, place.compare)
-	faults := make([]error, len(places))
+	faults := make([]Fault, len(places))
 	for i, p := range places {
 		faults[i] = s.faults[p]
 	}
@@ -264,7 +277,7 @@ func (s *Server) reconcile() {
 
 // fault keeps why a place cannot be served, and has it tried again. s.mu is held.
 func (s *Server) fault(p place, d *Device, err error) {
-	s.faults[p] = fmt.Errorf("%s on %s, device %s: %w", p.service, netip.AddrPortFrom(p.address, s.ports[p.service]), d.Name, err)
+	s.faults[p] = Fault{Service: string(p.service), Device: d.Name, Address: netip.AddrPortFrom(p.address, s.ports[p.service]), Err: err}
 	select {
 	case s.openings <- struct{}{}:
 	default:

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"vragent/metadata"
 	"vragent/netcfg/nstest"
@@ -257,8 +259,15 @@ func TestFaultsAreToldAndTriedAgain(t *testing.T) {
 	device := metadata.Device{Index: 1, Name: "lo", Listen: []netip.Addr{netip.MustParseAddr("10.1.1.1")}}
 	s.server.SetDevices([]metadata.Device{device})
 	faults := s.server.Faults()
-	if len(faults) != 1 || !strings.HasPrefix(faults[0].Error(), "metadata on 10.1.1.1:80, device lo: ") {
-		t.Fatalf("Faults() = %q", faults)
+	if len(faults) != 1 {
+		t.Fatalf("Faults() = %v", faults)
+	}
+	want := metadata.Fault{Service: "metadata", Device: "lo", Address: netip.MustParseAddrPort("10.1.1.1:80"), Err: unix.EADDRINUSE}
+	if diff := cmp.Diff(want, faults[0], cmpopts.EquateErrors(), cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
+		t.Errorf("Faults() (-want +got):\n%s", diff)
+	}
+	if said := faults[0].String(); said != "metadata on 10.1.1.1:80, device lo: bind: address already in use" {
+		t.Errorf("the fault says %q", said)
 	}
 	taken.Close()
 	nstest.Poll(t, 10*time.Second, "the fault to be gone", func() bool { return len(s.server.Faults()) == 0 })

@@ -14,6 +14,7 @@ import (
 	"vragent/agent/internal/desired"
 	"vragent/agent/internal/drop"
 	"vragent/dhcp"
+	"vragent/metadata"
 )
 
 // Explain implements api.Backend.
@@ -201,7 +202,7 @@ type watch struct {
 	unsettled bool          // somebody writes the VM's files
 	newest    dhcp.Exchange // of all NICs; without a time where there was none
 	dhcp      []dhcp.Fault
-	metadata  []error
+	metadata  []metadata.Fault
 }
 
 // answer says in a sentence or two how a known VM fares, and what to do about it. x has everything else.
@@ -246,9 +247,11 @@ func answer(x *api.Explanation, w watch) {
 		}
 	}
 	for _, n := range x.Networks {
-		for _, err := range w.metadata {
-			if n.Serving != "" && strings.Contains(err.Error(), n.Serving+":") && !slices.Contains(x.Obstacles, err.Error()) {
-				x.Obstacles = append(x.Obstacles, err.Error())
+		for _, f := range w.metadata {
+			// Another device may have the same addresses.
+			at := f.Address.Addr()
+			if f.Device == n.Device && (at.String() == n.Serving || at == desired.LinkLocalAddr) && !slices.Contains(x.Obstacles, f.String()) {
+				x.Obstacles = append(x.Obstacles, f.String())
 			}
 		}
 	}

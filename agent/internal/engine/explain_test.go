@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"vragent/agent/internal/api"
 	"vragent/dhcp"
+	"vragent/metadata"
 	"vragent/netcfg/nstest"
 )
 
@@ -92,8 +94,20 @@ func TestAnswerTellsWhyAndWhatToDo(t *testing.T) {
 		},
 		"another program has port 80": {
 			state: api.Applied, inForce: true, nics: []api.NIC{served},
-			watch: watch{newest: exchange("REQUEST", "ACK", nil), metadata: []error{errors.New("metadata on 10.1.1.1:80, device eth0: address already in use"), errors.New("metadata on 10.1.1.11:80, device eth1: no")}},
-			want:  []string{"metadata on 10.1.1.1:80"}, nothing: true,
+			watch: watch{newest: exchange("REQUEST", "ACK", nil), metadata: []metadata.Fault{
+				{Service: "metadata", Device: "eth0", Address: netip.MustParseAddrPort("10.1.1.1:80"), Err: syscall.EADDRINUSE},
+				{Service: "metadata", Device: "eth0", Address: netip.MustParseAddrPort("10.1.1.11:80"), Err: syscall.EADDRINUSE},
+				{Service: "metadata", Device: "eth0", Address: netip.MustParseAddrPort("210.1.1.1:80"), Err: syscall.EADDRINUSE},
+				{Service: "metadata", Device: "eth1", Address: netip.MustParseAddrPort("10.1.1.1:80"), Err: syscall.EADDRINUSE},
+			}},
+			want: []string{"\nmetadata on 10.1.1.1:80, device eth0: address already in use"}, nothing: true,
+		},
+		"another program has port 80 of the link-local address": {
+			state: api.Applied, inForce: true, nics: []api.NIC{served},
+			watch: watch{newest: exchange("REQUEST", "ACK", nil), metadata: []metadata.Fault{
+				{Service: "metadata", Device: "eth0", Address: netip.MustParseAddrPort("169.254.169.254:80"), Err: syscall.EADDRINUSE},
+			}},
+			want: []string{"metadata on 169.254.169.254:80, device eth0: address already in use"}, nothing: true,
 		},
 		"it is on another link": {
 			state: api.Applied, inForce: true, nics: []api.NIC{served},
@@ -149,7 +163,7 @@ func TestAnswerTellsWhyAndWhatToDo(t *testing.T) {
 			if x.Answer == "" || (x.Next == "") != c.nothing {
 				t.Errorf("answer %q, next %q; nothing to do: %v", x.Answer, x.Next, c.nothing)
 			}
-			if strings.Contains(text, "10.1.1.11") || strings.Contains(text, "eth1: no") {
+			if strings.Contains(text, "10.1.1.11") || strings.Contains(text, "210.1.1.1") || strings.Contains(text, "device eth1") {
 				t.Errorf("another network's fault is told:\n%s", text)
 			}
 		})

@@ -56,8 +56,8 @@ func (e *Engine) Status(context.Context) api.Status {
 		}
 		s.Faults = append(s.Faults, fmt.Sprintf("DHCP on %s: %v", f.Device, f.Err))
 	}
-	for _, err := range e.Metadata.Faults() {
-		s.Faults = append(s.Faults, err.Error())
+	for _, f := range e.Metadata.Faults() {
+		s.Faults = append(s.Faults, f.String())
 	}
 	for i, f := range e.Kernel.NeighborFaults() {
 		if i == 5 {
