@@ -31,7 +31,7 @@ func (s *site) leave(ctx context.Context) error {
 			return err
 		}
 	} else {
-		s.say("The databags stay as they are, and passwords that nobody has taken are lost, since the agent does not answer: %v", err)
+		s.say("The databags stay as they are, and passwords that nobody has taken are lost, and networks of an extension are served on, since the agent does not answer: %v", err)
 	}
 	for _, name := range entryPoints {
 		if err := s.undivert(ctx, &rec, name); err != nil {
@@ -61,6 +61,10 @@ func (s *site) leave(ctx context.Context) error {
 	try(s.configure(ctx, "vm_dhcp_entry.json"))
 	if asked {
 		try(s.daemon.Leave(ctx))
+		// The program that takes the extension's calls goes, so that nobody could ever end its networks.
+		if err := s.daemon.LeaveExtension(ctx); err != nil {
+			s.say("Networks of an extension are served on: %v", err)
+		}
 	}
 	try(s.disable(ctx))
 	try(s.release(ctx, &rec))

@@ -24,6 +24,7 @@ type daemon interface {
 	cloudstack.Taker
 	Guests(ctx context.Context, after uint64) (cloudstack.Guests, error)
 	Leave(ctx context.Context) error
+	LeaveExtension(ctx context.Context) error
 }
 
 // site is the router that the package is installed on, as root sees it.

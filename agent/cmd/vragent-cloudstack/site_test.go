@@ -27,6 +27,7 @@ type fakeAgent struct {
 	changed chan struct{} // closed when known changes
 	taken   []string
 	left    int
+	ended   int    // how often the networks of an extension were left
 	reject  string // the file that is rejected
 }
 
@@ -73,6 +74,11 @@ func (a *fakeAgent) Apply(_ context.Context, files []cloudstack.File) ([]cloudst
 func (a *fakeAgent) Leave(context.Context) error {
 	a.left++
 	a.set(cloudstack.Guests{})
+	return nil
+}
+
+func (a *fakeAgent) LeaveExtension(context.Context) error {
+	a.ended++
 	return nil
 }
 
@@ -267,6 +273,9 @@ func TestEnterThatFailsLeavesTheOldWay(t *testing.T) {
 			if p.called("systemctl stop apache2") > p.called("systemctl start apache2") {
 				t.Error("Apache stays stopped")
 			}
+			if p.agent.ended != 0 {
+				t.Error("networks of an extension are gone, which were there before")
+			}
 			if rec := p.readRecord(); rec.InForce || rec.Problem == "" || len(rec.Stands) > 0 {
 				t.Errorf("recorded is %+v", rec)
 			}
@@ -358,7 +367,7 @@ func TestLeavePutsEverythingBack(t *testing.T) {
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("not as it was:\n%s", diff)
 	}
-	if p.agent.left != 1 || p.called("systemctl start apache2.service") != 1 ||
+	if p.agent.left != 1 || p.agent.ended != 1 || p.called("systemctl start apache2.service") != 1 ||
 		p.called("configure.py vm_dhcp_entry.json") != 2 || p.called("configure.py vm_metadata.json") != 1 || p.called("--remove") != 2 {
 		t.Errorf("programs started: %q", p.calls)
 	}

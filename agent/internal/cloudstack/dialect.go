@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -359,19 +360,43 @@ func (d *Dialect) Leave(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	var changes []Change
-	var units []string
-	remove := func(unit string) {
-		changes, units = append(changes, Change{Unit: unit, Remove: true}), append(units, unit)
+	return d.leave(ctx, []*Memory{d.memory}, func() { d.memory = NewMemory() })
+}
+
+// LeaveExtension is Leave for all networks of an extension, and for nothing of the router.
+func (d *Dialect) LeaveExtension(ctx context.Context) error {
+	done, err := d.begin(ctx)
+	if err != nil {
+		return err
 	}
-	for _, ip := range d.memory.addresses() {
-		if g := d.memory.guests[ip]; !g.Gone {
-			remove(guestUnit(g.Network, ip))
+	defer done()
+	return d.leave(ctx, slices.Collect(maps.Values(d.scopes)), func() { clear(d.scopes) })
+}
+
+// leave takes back what memories have put into the drop directory, and has them forgotten, all together.
+func (d *Dialect) leave(ctx context.Context, memories []*Memory, forget func()) error {
+	var guests, networks []string
+	values := make(map[string][]byte)
+	for _, m := range memories {
+		prefix := m.prefix()
+		values[prefix+routerKey] = nil
+		for ip, g := range m.guests {
+			values[prefix+guestPrefix+ip.String()] = nil
+			if !g.Gone {
+				guests = append(guests, guestUnit(g.Network, ip))
+			}
+		}
+		for _, n := range m.router.networks() {
+			networks = append(networks, networkUnit(n.Name))
 		}
 	}
-	guests := slices.Clone(units)
-	for _, n := range d.memory.router.networks() {
-		remove(networkUnit(n.Name))
+	// Guests that no network is known for may share a unit.
+	slices.Sort(guests)
+	guests = slices.Compact(guests)
+	units := slices.Concat(guests, networks)
+	changes := make([]Change, 0, len(units))
+	for _, unit := range units {
+		changes = append(changes, Change{Unit: unit, Remove: true})
 	}
 	if len(changes) > 0 {
 		if err := d.door.Put(ctx, changes); err != nil {
@@ -386,15 +411,13 @@ func (d *Dialect) Leave(ctx context.Context) error {
 			return err
 		}
 	}
-	values := map[string][]byte{routerKey: nil}
-	for ip := range d.memory.guests {
-		values[guestPrefix+ip.String()] = nil
+	if len(values) > 0 {
+		if err := d.store.Commit(values); err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
 	}
-	if err := d.store.Commit(values); err != nil {
-		return fmt.Errorf("memory: %w", err)
-	}
-	d.change(func() { d.memory = NewMemory() })
-	d.log.Info("cloudstack dialect left", "guests", len(guests))
+	d.change(forget)
+	d.log.Info("cloudstack dialect left", "networks", len(networks), "guests", len(guests))
 	return nil
 }
 

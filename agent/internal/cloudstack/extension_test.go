@@ -134,6 +134,45 @@ func TestExtensionNetworksMayOverlap(t *testing.T) {
 	}
 }
 
+func TestLeaveExtensionEndsItsNetworksAlone(t *testing.T) {
+	b := newExtensionBench(t)
+	b.take(isolated, leaseFile(ip0, "0c"))
+	own := b.guest(net0, ip0)
+	second := strings.NewReplacer(`"42"`, `"43"`, "10.0.0.1\"", "10.0.0.2\"", `"vlan":"100"`, `"vlan":"200"`)
+	waits := `add-dhcp-entry "network_id":"44","ip":"10.9.9.9","mac":"02:00:00:00:00:0d","hostname":"vm-9"`
+	b.calls(`implement-network `+inNet, extLease, extData, second.Replace(`implement-network `+inNet), second.Replace(extLease), waits)
+	client := Dial(listen(t, b.Dialect))
+	defer client.Close()
+	b.door.full = true
+	if err := client.LeaveExtension(context.Background()); err == nil || b.guest(extNet, "10.0.0.10") == "none" {
+		t.Errorf("with a full disk: LeaveExtension() = %v", err)
+	}
+	b.door.full = false
+	for range 2 {
+		if err := client.LeaveExtension(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		for unit := range b.door.files {
+			if strings.Contains(unit, "/net-") || strings.Contains(unit, "10.9.9.9") {
+				t.Errorf("%s is left", unit)
+			}
+		}
+		for key := range b.store {
+			if strings.HasPrefix(key, scopePrefix) {
+				t.Errorf("the memory keeps %s", key)
+			}
+		}
+		if got := b.guest(net0, ip0); got != own || own == "none" {
+			t.Errorf("a guest of the router is served as %s, before as %s", got, own)
+		}
+	}
+	// The extension may come back.
+	b.calls(`implement-network `+inNet, extLease)
+	if got := b.guest(extNet, "10.0.0.10"); got != "0a - - -" {
+		t.Errorf("afterwards it is served as %s", got)
+	}
+}
+
 // TestExtensionRestoresANetwork has all VMs in one call, in every way that the document has been
 // written.
 func TestExtensionRestoresANetwork(t *testing.T) {

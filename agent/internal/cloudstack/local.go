@@ -19,7 +19,10 @@ import (
 // ApplyPath is where a Handler answers.
 const ApplyPath = "/v1/cloudstack/apply"
 
-const leavePath = "/v1/cloudstack/leave"
+const (
+	leavePath          = "/v1/cloudstack/leave"
+	leaveExtensionPath = "/v1/cloudstack/leave-extension"
+)
 
 // callPath is where calls of an extension go.
 const callPath = "/v1/cloudstack/extension"
@@ -66,6 +69,8 @@ type callAnswer struct {
 //	                               extension, and its answer for the server, if any; 503 likewise
 //	GET  /v1/cloudstack/guests     what an original of the router would know of the guests (Guests)
 //	POST /v1/cloudstack/leave      all of that is taken back and forgotten (Leave)
+//	POST /v1/cloudstack/leave-extension
+//	                               the networks of an extension are (LeaveExtension)
 //
 // The handler trusts its callers, whom the socket has let in.
 func (d *Dialect) Handler() http.Handler {
@@ -99,13 +104,15 @@ func (d *Dialect) Handler() http.Handler {
 		tidy(w, len(req.Document)/1024)
 	})
 	mux.HandleFunc("GET "+guestsPath, d.serveGuests)
-	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) {
-		if err := d.Leave(r.Context()); err != nil {
-			answer(w, http.StatusServiceUnavailable, applyAnswer{Error: err.Error()})
-			return
-		}
-		answer(w, http.StatusOK, applyAnswer{})
-	})
+	for path, leave := range map[string]func(context.Context) error{leavePath: d.Leave, leaveExtensionPath: d.LeaveExtension} {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			if err := leave(r.Context()); err != nil {
+				answer(w, http.StatusServiceUnavailable, applyAnswer{Error: err.Error()})
+				return
+			}
+			answer(w, http.StatusOK, applyAnswer{})
+		})
+	}
 	return mux
 }
 
@@ -205,6 +212,12 @@ func (c *Client) Guests(ctx context.Context, after uint64) (Guests, error) {
 // Leave has the dialect take everything back, as Dialect.Leave does.
 func (c *Client) Leave(ctx context.Context) error {
 	_, err := c.do(ctx, http.MethodPost, leavePath, nil)
+	return err
+}
+
+// LeaveExtension has the networks of an extension taken back, as Dialect.LeaveExtension does.
+func (c *Client) LeaveExtension(ctx context.Context) error {
+	_, err := c.do(ctx, http.MethodPost, leaveExtensionPath, nil)
 	return err
 }
 

@@ -88,6 +88,14 @@ func cutScope(key string) (scope, rest string, ok bool) {
 	return strings.Cut(key, "/")
 }
 
+// prefix is what the keys of this memory begin with.
+func (m *Memory) prefix() string {
+	if m.router.Scope == "" {
+		return ""
+	}
+	return scopePrefix + m.router.Scope + "/"
+}
+
 // load takes in one entry of a Store.
 func (m *Memory) load(key string, value []byte) error {
 	if key == routerKey {
@@ -181,10 +189,7 @@ func (m *Memory) addresses() []netip.Addr {
 // values are the entries of a Store that the step changes.
 func (s *Step) values() (map[string][]byte, error) {
 	values := make(map[string][]byte)
-	prefix := ""
-	if scope := s.memory.router.Scope; scope != "" {
-		prefix = scopePrefix + scope + "/"
-	}
+	prefix := s.memory.prefix()
 	switch {
 	case s.router == nil:
 	case s.router.Scope != "" && len(s.router.Subnets) == 0:
