@@ -34,7 +34,7 @@ services='ssh.service sshd.service slapd.service NetworkManager.service
 	prometheus-node-exporter-apt.timer prometheus-node-exporter-smartmon.timer
 	prometheus-node-exporter-nvme.timer prometheus-node-exporter-mellanox-hca-temp.timer
 	prometheus-node-exporter-ipmitool-sensor.timer
-	etcd.service keepalived.service
+	etcd.service keepalived.service machines.target
 	nginx.service dnsmasq.service apache2.service apache-htcacheclean.service
 	kea-dhcp4-server.service isc-dhcp-server.service'
 
