@@ -74,14 +74,22 @@ func (a *Agent) Backup(ctx context.Context, out io.Writer) error {
 }
 
 // ReadBackup reads a backup to its end and says what it holds. Errors say what is wrong with it.
-func ReadBackup(in io.Reader) (Contents, error) { return readBackup(in, func(backup.Record) {}) }
+func ReadBackup(in io.Reader) (Contents, error) {
+	return readBackup(in, new(account.Distinct), func(backup.Record) {})
+}
 
-// readBackup calls do with each record that is good.
-func readBackup(in io.Reader, do func(backup.Record)) (Contents, error) {
+// readBackup calls do with each record that is good, and adds the users to users.
+func readBackup(in io.Reader, users *account.Distinct, do func(backup.Record)) (Contents, error) {
 	var c Contents
 	var bad error // the first record that is; a file whose checksum is wrong has a simpler fault
 	h, err := backup.Read(in, func(r backup.Record) error {
-		if err := c.count(r); err != nil {
+		err := c.count(r)
+		if err == nil && isUser(r) {
+			if err = users.Add(r.Value); err != nil {
+				err = fmt.Errorf("record of a user: %w: remove one of them where the backup comes from, and save it again", err)
+			}
+		}
+		if err != nil {
 			bad = cmp.Or(bad, err)
 			return nil
 		}
@@ -92,6 +100,11 @@ func readBackup(in io.Reader, do func(backup.Record)) (Contents, error) {
 	})
 	c.Created, c.Release = h.Created, h.Release
 	return c, cmp.Or(err, bad)
+}
+
+// isUser tells a user from an LDAP server or link.
+func isUser(r backup.Record) bool {
+	return r.Kind == backup.User && strings.HasPrefix(r.Key, account.UserPrefix)
 }
 
 // count checks a record and counts it in.
@@ -159,9 +172,11 @@ func StateOwner(config string) (os.FileInfo, error) {
 
 // Restore brings a backup into the state directory of an agent that does not run. All of the backup is
 // checked before anything is changed. Users become those of the backup; where it lacks some, since they
-// could not be read when it was made, none is removed. A lease or a taken password of the state directory
-// gives way to a newer one only, so that no address is given twice and no password is given out again;
-// leases tell which is newer, and a taken password that is there is newer than any backup. Each of the three is changed whole or not at all, and restoring again does no harm.
+// could not be read when it was made, none is removed, and it is refused if one that stays has the name
+// or the API key of one in it. A lease or a taken password of the state directory gives way to a newer
+// one only, so that no address is given twice and no password is given out again; leases tell which is
+// newer, and a taken password that is there is newer than any backup. Each of the three is changed whole
+// or not at all, and restoring again does no harm.
 func Restore(config string, in io.Reader) (Restored, error) {
 	var done Restored
 	cfg, err := LoadConfig(config)
@@ -169,7 +184,8 @@ func Restore(config string, in io.Reader) (Restored, error) {
 		return done, err
 	}
 	var records []backup.Record
-	if done.Contents, err = readBackup(in, func(r backup.Record) { records = append(records, r) }); err != nil {
+	var users account.Distinct
+	if done.Contents, err = readBackup(in, &users, func(r backup.Record) { records = append(records, r) }); err != nil {
 		return done, err
 	}
 	stores := make(map[backup.Kind]*state.Store)
@@ -214,6 +230,9 @@ func Restore(config string, in io.Reader) (Restored, error) {
 		case here[key]:
 			continue
 		case done.usersLacking:
+			if err := mayStay(&users, stores[backup.User], key); err != nil {
+				return done, err
+			}
 			done.KeptUsers++
 			continue
 		case strings.HasPrefix(key, account.UserPrefix):
@@ -229,6 +248,21 @@ func Restore(config string, in io.Reader) (Restored, error) {
 		}
 	}
 	return done, nil
+}
+
+// mayStay tells whether the user under a key of a store, if it is one, can be told from those of a backup.
+func mayStay(users *account.Distinct, store *state.Store, key string) error {
+	value, err := store.Get(key)
+	if err != nil {
+		return nil // Open of the store has reported it
+	}
+	if user, err := account.CheckRecord(key, value); err != nil || !user {
+		return nil // it has no name that counts
+	}
+	if err := users.Check(value); err != nil {
+		return fmt.Errorf("a user of this router, who stays since the backup lacks some: %w of the backup: start vragent, remove that user (vragent user remove), stop it and restore again", err)
+	}
+	return nil
 }
 
 // holdsNewer tells whether a store has a lease under the key of r that began later, and is sound.

@@ -59,3 +59,50 @@ func CheckRecord(key string, value []byte) (user bool, err error) {
 	}
 	return false, fmt.Errorf("%q is no key of users", key)
 }
+
+// Distinct are users of records, each of which can be told from the others: by id, by name without regard
+// to case, and by API key. The zero value holds none. It is not safe for concurrent use.
+type Distinct struct {
+	ids          map[string]bool
+	names, keyed map[string]string // ids by folded name and by API key
+}
+
+// Add adds the user of a record that CheckRecord takes. An error names the user that it cannot be told
+// from, and adds nothing.
+func (d *Distinct) Add(value []byte) error {
+	user, err := d.check(value)
+	if err != nil {
+		return err
+	}
+	if d.ids == nil {
+		d.ids, d.names, d.keyed = make(map[string]bool), make(map[string]string), make(map[string]string)
+	}
+	d.ids[user.ID] = true
+	d.names[foldName(user.Name)] = user.ID
+	if user.APIKey != "" {
+		d.keyed[user.APIKey] = user.ID
+	}
+	return nil
+}
+
+// Check returns the error of Add, and adds nothing.
+func (d *Distinct) Check(value []byte) error {
+	_, err := d.check(value)
+	return err
+}
+
+func (d *Distinct) check(value []byte) (User, error) {
+	var user User
+	if err := json.Unmarshal(value, &user); err != nil {
+		return user, err
+	}
+	if d.ids[user.ID] {
+		return user, fmt.Errorf("%s%s is there twice", UserPrefix, user.ID)
+	}
+	for _, same := range []struct{ what, id string }{{"the name", d.names[foldName(user.Name)]}, {"the API key", d.keyed[user.APIKey]}} {
+		if same.id != "" {
+			return user, fmt.Errorf("%s%s (%s) has %s of %s%s", UserPrefix, user.ID, user.Name, same.what, UserPrefix, same.id)
+		}
+	}
+	return user, nil
+}

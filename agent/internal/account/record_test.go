@@ -31,3 +31,30 @@ func TestRecordsOfOtherThingsThanUsersAreFound(t *testing.T) {
 		}
 	}
 }
+
+func TestUsersThatCannotBeToldApartAreFound(t *testing.T) {
+	for name, c := range map[string]struct{ first, second, want string }{
+		"others":         {`{"id":"1","name":"ops","api_key":"k"}`, `{"id":"2","name":"op","api_key":"l"}`, ""},
+		"without keys":   {`{"id":"1","name":"ops"}`, `{"id":"2","name":"op"}`, ""},
+		"same name":      {`{"id":"1","name":"ops"}`, `{"id":"2","name":"ops"}`, "user/2 (ops) has the name of user/1"},
+		"but for case":   {`{"id":"1","name":"ops"}`, `{"id":"2","name":"Ops"}`, "user/2 (Ops) has the name of user/1"},
+		"same key":       {`{"id":"1","name":"ops","api_key":"k"}`, `{"id":"2","name":"op","api_key":"k"}`, "user/2 (op) has the API key of user/1"},
+		"same id":        {`{"id":"1","name":"ops"}`, `{"id":"1","name":"op"}`, "user/1 is there twice"},
+		"more than JSON": {`{"id":"1","name":"ops"}`, `{"id":"2","name":"op"} x`, "invalid character 'x'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var d Distinct
+			if err := d.Add([]byte(c.first)); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := d.Check([]byte(c.second)); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+					t.Errorf("Check() = %v, want %q", err, c.want)
+				}
+			}
+			if err := d.Add([]byte(c.second)); (err == nil) != (c.want == "") {
+				t.Errorf("Add() = %v, want %q", err, c.want)
+			}
+		})
+	}
+}
