@@ -367,6 +367,12 @@ func TestPairWithoutItsStoreServesWhatItKnows(t *testing.T) {
 			if out, _, _ := w.a.vragent(t, binary, "status"); !strings.Contains(out, "out of reach for") {
 				t.Errorf("vragent status:\n%s", out)
 			}
+			for _, r := range []*router{w.a, w.b} {
+				nstest.Poll(t, waitTime, "explain to tell of the password", func() bool {
+					x, err := r.client.Explain(t.Context(), "a")
+					return err == nil && strings.Contains(strings.Join(x.Obstacles, "\n"), "password: taken passwords cannot be shared")
+				})
+			}
 			// On the other router as well, which has it from the first one.
 			for _, r := range []*router{w.a, w.b} {
 				w.serve(t, r)

@@ -39,6 +39,7 @@ func (e *Engine) Explain(_ context.Context, subject string) (api.Explanation, er
 		}
 		units = append(units, v.Unit)
 	}
+	away := e.faults["shared"]
 	e.mu.RUnlock()
 
 	if !ok {
@@ -69,8 +70,20 @@ func (e *Engine) Explain(_ context.Context, subject string) (api.Explanation, er
 	if len(past) > 0 {
 		w.newest = past[0]
 	}
+	if away != "" && e.passwordWaits(v) {
+		w.password = away
+	}
 	answer(&x, w)
 	return x, nil
+}
+
+// passwordWaits tells whether a VM in force has a password that this router has no record of as taken.
+func (e *Engine) passwordWaits(v desired.View) bool {
+	if v.Have == nil || v.Have.VM.Password == "" {
+		return false
+	}
+	t, err := e.takenPassword(v.Unit)
+	return err != nil || t == nil || !t.is(v.Have.VM.Password)
 }
 
 // find looks a subject up: a VM's name, a MAC or an address. mac is set where subject is one.
@@ -203,6 +216,7 @@ type watch struct {
 	newest    dhcp.Exchange // of all NICs; without a time where there was none
 	dhcp      []dhcp.Fault
 	metadata  []metadata.Fault
+	password  string // why a password that waits is told to nobody: the pair's store is away
 }
 
 // answer says in a sentence or two how a known VM fares, and what to do about it. x has everything else.
@@ -255,6 +269,9 @@ func answer(x *api.Explanation, w watch) {
 			}
 		}
 	}
+	if w.password != "" {
+		x.Obstacles = append(x.Obstacles, "password: "+w.password)
+	}
 
 	switch {
 	case vm.State == api.Rejected && !vm.InForce:
@@ -300,6 +317,10 @@ func answer(x *api.Explanation, w watch) {
 		x.Next = fmt.Sprintf("If the guest should have an address, see whether its DHCP client runs, whether its NIC is on the link of %s, and whether its MAC is the one in %s/vm.yaml.", deviceOf(x), vm.Unit.Unit)
 	default:
 		x.Answer = fmt.Sprintf("%s gets its address and its data.", vm.Name)
+	}
+	if w.password != "" && served > 0 { // whatever else there is: neither cures the other
+		x.Answer += " Its password is held back: the etcd that the pair of routers shares cannot be used."
+		x.Next = strings.TrimSpace(x.Next + " For the password, have an etcd of shared_state.etcd answer this router: vragent status names them, and why they do not. A guest that asks then is told it.")
 	}
 }
 

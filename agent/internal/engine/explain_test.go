@@ -109,6 +109,14 @@ func TestAnswerTellsWhyAndWhatToDo(t *testing.T) {
 			}},
 			want: []string{"metadata on 169.254.169.254:80, device eth0: address already in use"}, nothing: true,
 		},
+		"its password waits for the pair's store": {
+			state: api.Applied, inForce: true, nics: []api.NIC{served}, watch: watch{newest: exchange("REQUEST", "ACK", nil), password: "connection refused"},
+			want: []string{"gets its address and its data. Its password is held back", "have an etcd of shared_state.etcd answer", "password: connection refused"},
+		},
+		"its password waits, and it is not heard": {
+			state: api.Applied, inForce: true, nics: []api.NIC{{Network: "g", MAC: mac, IPv4: "10.1.1.5", Served: true}}, watch: watch{password: "connection refused"},
+			want: []string{"nothing has been heard by DHCP", "Its password is held back", "the link of eth0", "For the password, have an etcd"},
+		},
 		"it is on another link": {
 			state: api.Applied, inForce: true, nics: []api.NIC{served},
 			watch: watch{newest: dhcp.Exchange{Time: heard, Network: "h", Device: "eth1", MAC: parsed, Message: "DISCOVER", Reason: dhcp.ErrUnknownHost}},

@@ -286,3 +286,36 @@ func TestRecordThatOneRouterLosesComesBackFromTheOther(t *testing.T) {
 	store.leave(nil)
 	a.becomes(t, "the record to be written again", func() bool { return store.record("web") != "" })
 }
+
+func TestExplainTellsOfAPasswordThatWaitsForTheSharedStore(t *testing.T) {
+	store := newSharedTaken()
+	a, _ := newPair(t, store)
+	said := func() string {
+		x, err := a.Explain(t.Context(), "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(x.Obstacles, "\n")
+	}
+	const held = "password: taken passwords cannot be shared"
+	if got := said(); strings.Contains(got, "password") {
+		t.Errorf("while the store is there: %q", got)
+	}
+	store.leave(errAway)
+	a.becomes(t, "explain to say so", func() bool {
+		got := said()
+		return strings.Contains(got, held) && strings.Contains(got, errAway.Error())
+	})
+	store.leave(nil)
+	a.becomes(t, "explain to say no more of it", func() bool { return !strings.Contains(said(), "password") })
+	if err := a.Taken(t.Context(), "web", "s3cret"); err != nil {
+		t.Fatal(err)
+	}
+	store.leave(errAway)
+	a.becomes(t, "status to say so", func() bool {
+		return strings.Contains(strings.Join(a.Status(t.Context()).Faults, "\n"), errAway.Error())
+	})
+	if got := said(); strings.Contains(got, "password") {
+		t.Errorf("of a password that was taken: %q", got)
+	}
+}
