@@ -32,7 +32,7 @@ const (
 
 	// eventBuffer holds events beyond the kernel's own queue while the loop is
 	// busy, such as during the unpacking of an archive.
-	eventBuffer = 32 << 10
+	eventBuffer = 4 << 10
 )
 
 // Options change how a Dir works. The zero value is right for the agent.
