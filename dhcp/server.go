@@ -345,13 +345,14 @@ func (w *worker) take(fd int) error {
 		if err != nil {
 			return err
 		}
-		w.answerBatch(in, n)
+		now := w.server.now()
+		w.answerBatch(in, n, now)
 		select {
 		case <-w.port.closed:
 			return nil
 		default:
 		}
-		if n >= gathered || !w.pace.busy(n, w.server.now()) {
+		if n >= gathered || !w.pace.busy(n, now) {
 			continue
 		}
 		time.Sleep(gatherFor)
@@ -386,9 +387,8 @@ func (p *pace) busy(n int, now time.Time) bool {
 	return p.fast
 }
 
-// answerBatch answers n received datagrams.
-func (w *worker) answerBatch(in *inbox, n int) {
-	now := w.server.now()
+// answerBatch answers n datagrams that were received now.
+func (w *worker) answerBatch(in *inbox, n int, now time.Time) {
 	device := w.port.device.Load()
 	for i := range n {
 		packet, ok := in.packet(i)
