@@ -164,7 +164,7 @@ func code(err error) codes.Code {
 // explain says which member failed, and why in the words of the connection rather than the library's.
 func (m *member) explain(ctx context.Context, err error) error {
 	switch fault := m.fault.Load(); {
-	case fault != nil && code(err) != codes.InvalidArgument:
+	case fault != nil:
 		err = *fault
 	case context.Cause(ctx) != nil:
 		err = advise(context.Cause(ctx))
